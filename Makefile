@@ -1,0 +1,36 @@
+# `make help` lists what there is. ARGS="--flag value" passes flags on.
+SHELL := /bin/bash
+PYTHON ?= $(firstword $(foreach name,python3.11 python3.10 python3,\
+  $(shell $(name) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 12))' 2>/dev/null && echo $(name))))
+ARGS ?=
+RUN := .venv/bin/python
+
+.PHONY: help train test slow clean
+
+help:  ## Lists the targets.
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | column -t -s $$'\t'
+
+train: .venv/ready  ## Sets up, then trains a pendulum to swing up on a CPU.
+	$(RUN) dreamer.py --preset cpu --task InvertedPendulumSwingupBulletEnv-v0 \
+	  --logdir ./logdir/swingup/dreamer/0 --steps 6e4 $(ARGS)
+
+test: .venv/ready-test  ## Sets up, then runs the tests (not the slow ones).
+	$(RUN) -m pytest tests -m 'not slow' $(ARGS)
+
+slow: .venv/ready-test  ## Runs the slow tests.
+	$(RUN) -m pytest tests -m slow $(ARGS)
+
+clean:  ## Removes the virtual environment.
+	rm -rf .venv
+
+.venv/bin/python:
+	@test -n '$(PYTHON)' || { echo 'error: Python 3.10 or 3.11 is needed (PyBullet has no newer wheels); name one with make PYTHON=...' >&2; exit 2; }
+	$(PYTHON) -m venv .venv
+
+.venv/ready: requirements.txt | .venv/bin/python
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+.venv/ready-test: .venv/ready tests/requirements.txt
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r tests/requirements.txt
+	touch $@

@@ -1,0 +1,611 @@
+"""Trains a Dreamer agent (Hafner et al. 2020) on one task.
+
+python3 dreamer.py --logdir ./logdir/dmc_walker_walk/dreamer/1 \\
+    --task dmc_walker_walk
+
+The same command continues a run that was stopped.
+"""
+
+import functools
+import importlib.util
+import pathlib
+import re
+
+import numpy as np
+
+import terminal
+import flags
+from backend import tf, tfd
+import checkpoints
+import models
+import tools
+
+HERE = pathlib.Path(__file__).parent
+
+
+def define_config():
+  """Every flag, its default (the published value) and what it does."""
+  config = flags.Config()
+  define = config.define
+
+  config.heading('General')
+  define('logdir', pathlib.Path('.'), 'Directory of the run: checkpoints, '
+         'episodes, metrics. A run that is there already is continued.')
+  define('preset', 'paper', 'Set of values to start from: paper is the '
+         'defaults, cpu learns on two cores, debug is for tests. Flags given '
+         'beside it win.', ['paper', 'cpu', 'debug'])
+  define('seed', 0, 'Fixes environments, action sampling, replay and '
+         'initial weights.', least=0, most=2 ** 31 - 1)
+  define('steps', int(5e6), 'Environment steps to train for; all tasks and '
+         'environments count together.', least=0)
+  define('eval_every', int(1e4), 'Environment steps between evaluations.',
+         least=1)
+  define('eval_episodes', 1, 'Episodes of each task in an evaluation.',
+         least=1)
+  define('log_every', int(1e3), 'Environment steps between log lines.',
+         least=1)
+  define('log_scalars', True, "Whether to log the agent's metrics.")
+  define('log_images', True, 'Whether to log videos of evaluation episodes '
+         'and open-loop predictions.')
+  define('save_every', 600.0, 'Seconds between checkpoints.', least=0)
+  define('gpu_growth', True, 'Whether to take GPU memory only as needed.')
+  define('threads', 0, 'Threads of TensorFlow; 0 takes all cores. With 1, '
+         'runs repeat bit for bit.', least=0)
+  define('precision', 'auto', 'Bits of the networks; auto is 16 on a GPU and '
+         '32 on a CPU.', ['auto', '16', 'bfloat16', '32'])
+  define('jit', False, 'Whether to compile the training step with XLA.')
+  define('allow_changes', False, 'Continue a run although flags differ from '
+         'those it was started with.')
+
+  config.heading('Environment')
+  define('task', 'dmc_walker_walk', 'A PyBullet id such as '
+         'HopperBulletEnv-v0, dmc_DOMAIN_TASK, atari_GAME, a registered '
+         'Gymnasium id, or MODULE:FUNCTION that returns an environment.')
+  define('envs', 1, 'Environments that collect side by side.', least=1)
+  define('parallel', 'none', 'Where environments run.',
+         ['none', 'thread', 'process'])
+  define('action_repeat', 2, 'Environment steps that an action is held for.',
+         least=1)
+  define('time_limit', 1000, 'Environment steps after which an episode is '
+         'cut.', least=1)
+  define('termination', False, 'Let PyBullet tasks end episodes by their own '
+         'rules; turns pcont on.')
+  define('render', 'default', 'Rendering of DeepMind Control; fast leaves out '
+         'shadows and reflections.', ['default', 'fast'])
+  define('prefill', 5000, 'Environment steps of random actions before '
+         'training.', least=0)
+  define('eval_noise', 0.0, 'Exploration noise during evaluation.', least=0)
+  define('clip_rewards', 'none', 'Function that rewards are passed through '
+         'before learning.', ['none', 'tanh'])
+
+  config.heading('Model')
+  define('deter_size', 200, 'Units of the deterministic state.', least=1)
+  define('stoch_size', 30, 'Size of the stochastic state.', least=1)
+  define('num_units', 400, 'Units of a hidden layer of reward, value, pcont '
+         'and actor.', least=1)
+  define('dense_act', 'elu', 'Activation of dense layers.',
+         ['elu', 'relu', 'tanh', 'selu', 'swish'])
+  define('cnn_act', 'relu', 'Activation of convolutions.',
+         ['relu', 'elu', 'tanh', 'selu', 'swish'])
+  define('cnn_depth', 32, 'Channels of the first convolution.', least=1)
+  define('pcont', False, 'Model the end of episodes.')
+  define('free_nats', 3.0, 'Divergence below which the model is not '
+         'penalised.', least=0)
+  define('kl_scale', 1.0, 'Weight of the divergence.', least=0)
+  define('pcont_scale', 10.0, 'Weight of the loss of pcont.', least=0)
+  define('weight_decay', 0.0, 'Share that matching variables shrink by at '
+         'each update.', least=0, most=1)
+  define('weight_decay_pattern', '.*', 'Names of the variables that decay.')
+  define('freeze', '', 'Names (a regular expression) of variables that are '
+         'never trained.')
+
+  config.heading('Training')
+  define('batch_size', 50, 'Sequences in a batch.', least=1)
+  define('batch_length', 50, 'Records in a sequence.', least=2)
+  define('train_every', 1000, 'Environment steps between trainings.', least=1)
+  define('train_steps', 100, 'Updates in a training.', least=1)
+  define('pretrain', 100, 'Updates in the first training.', least=0)
+  define('model_lr', 6e-4, 'Learning rate of the world model.', least=0)
+  define('value_lr', 8e-5, 'Learning rate of the value.', least=0)
+  define('actor_lr', 8e-5, 'Learning rate of the actor.', least=0)
+  define('grad_clip', 100.0, 'Limit of the norm of a gradient.', above=0)
+  define('dataset_balance', False, 'Draw more sequences from the ends of '
+         'episodes.')
+  define('replay_memory', 0.0, 'GiB that replay may hold; 0 suits itself to '
+         'the machine.', least=0)
+
+  config.heading('Behaviour')
+  define('discount', 0.99, 'Weight of the future, a step.', least=0, most=1)
+  define('disclam', 0.95, 'λ of the returns.', least=0, most=1)
+  define('horizon', 15, 'Imagined steps.', least=3)
+  define('action_dist', 'tanh_normal', 'Distribution of actions.',
+         ['tanh_normal', 'onehot'])
+  define('action_init_std', 5.0, 'Standard deviation of an untrained actor, '
+         'before tanh.', above=0)
+  define('expl', 'additive_gaussian', 'Kind of exploration.',
+         ['additive_gaussian', 'completely_random', 'epsilon_greedy'])
+  define('expl_amount', 0.3, 'Standard deviation or probability of '
+         'exploration.', least=0)
+  define('expl_decay', 0.0, 'Environment steps in which the amount halves; 0 '
+         'keeps it.', least=0)
+  define('expl_min', 0.0, 'Least amount of exploration.', least=0)
+
+  config.preset('paper')
+  config.preset(
+      'cpu', cnn_depth=16, deter_size=128, num_units=128, batch_size=16,
+      batch_length=32)
+  config.preset(
+      'debug', cnn_depth=2, deter_size=12, stoch_size=4, num_units=16,
+      batch_size=4, batch_length=10, horizon=5, prefill=200, time_limit=100,
+      train_every=100, train_steps=2, pretrain=2, eval_every=200,
+      log_every=100, steps=600)
+  return config
+
+
+class Dreamer:
+  """World model, actor and value, and how they learn.
+
+  Built from a configuration and the number of action dimensions alone; no
+  environment, replay or training step is needed.
+  """
+
+  script = 'dreamer.py'
+
+  def __init__(self, config, action_dim):
+    self.config = config
+    self.action_dim = action_dim
+    self.updates = 0
+    self.step = 0
+    self.calls = {True: 0, False: 0}
+    self._dtype = compute_dtype(config.precision)
+    self._build()
+    self._check_freeze()
+    self._optimizers = {}
+
+  @classmethod
+  def start(cls, config, action_dim):
+    """The agent of a new run."""
+    return cls(config, action_dim)
+
+  @classmethod
+  def from_checkpoint(cls, config, action_dim, checkpoint):
+    """The agent that a checkpoint holds."""
+    agent = cls(config, action_dim)
+    agent.restore(checkpoint)
+    return agent
+
+  def _build(self):
+    c = self.config
+    common = dict(seed=c.seed, dtype=self._dtype)
+    self._encode = models.Encoder(c.cnn_depth, c.cnn_act, **common)
+    self._dynamics = models.RSSM(
+        self._encode.size, self.action_dim, c.stoch_size, c.deter_size,
+        c.deter_size, c.dense_act, **common)
+    features = self._dynamics.feature_size
+    head = functools.partial(
+        models.DenseHead, inputs=features, units=c.num_units, act=c.dense_act,
+        **common)
+    self._decode = models.Decoder(features, c.cnn_depth, c.cnn_act, **common)
+    self._reward = self._build_reward(head)
+    if c.pcont:
+      self._pcont = head('pcont', layers=3, dist='binary')
+    self._value = head('value', layers=3)
+    self._actor = models.Actor(
+        features, self.action_dim, 4, c.num_units, c.dense_act, c.action_dist,
+        c.action_init_std, **common)
+
+  def _build_reward(self, head):
+    return head('reward', layers=2)
+
+  @property
+  def modules(self):
+    """`{name: module}` in the order of old checkpoints."""
+    modules = [
+        self._actor, self._decode, self._dynamics, self._encode,
+        *([self._pcont] if self.config.pcont else []), self._reward,
+        self._value]
+    return {module.name: module for module in modules}
+
+  @property
+  def variables(self):
+    """`{name: variable}` of all modules."""
+    return {
+        name: variable for module in self.modules.values()
+        for name, variable in module.variables.items()}
+
+  def frozen(self, name):
+    """Whether the variable called `name` is never trained."""
+    pattern = self.config.freeze
+    return bool(pattern) and re.search(pattern, name) is not None
+
+  # Acting
+
+  def __call__(self, obs, reset, state=None, training=True):
+    """Like `policy`, with states zeroed where `reset` [N] is true."""
+    if state is not None and reset.any():
+      keep = tf.constant(1 - reset.astype(np.float32))[:, None]
+      state = tf.nest.map_structure(lambda x: x * keep, state)
+    return self.policy(obs, state, training)
+
+  def policy(self, obs, state, training):
+    """Actions for observations.
+
+    Args:
+      obs: dict with `image` [N, 64, 64, 3] uint8.
+      state: what the previous call returned; None begins.
+      training: whether to sample and explore, or to act as well as possible.
+
+    Returns:
+      Actions [N, A] in -1 to 1, and the state for the next call.
+    """
+    image = tf.convert_to_tensor(obs['image'])
+    if state is None:
+      count = image.shape[0]
+      state = (
+          self._dynamics.initial(count), tf.zeros([count, self.action_dim]))
+    seed = tf.constant(
+        [2 * self.config.seed + int(training), self.calls[training]])
+    self.calls[training] += 1
+    amount = tf.constant(self.expl_amount(training), tf.float32)
+    return self._policy(image, state, amount, seed, training)
+
+  def expl_amount(self, training=True):
+    """Exploration at the present step."""
+    c = self.config
+    if not training:
+      return c.eval_noise
+    amount = c.expl_amount
+    if c.expl_decay:
+      amount *= 0.5 ** (self.step / c.expl_decay)
+    return max(amount, c.expl_min)
+
+  @tf.function(reduce_retracing=True)
+  def _policy(self, image, state, amount, seed, training):
+    latent, action = state
+    count = tf.shape(image)[0]
+    seeds = tools.split_seed(seed, 3)
+    normal = tf.random.stateless_normal
+    embed = self._encode({'image': scale_image(image)})
+    latent, _ = self._dynamics.obs_step(
+        latent, action, embed,
+        normal([count, self.config.stoch_size], seeds[0]))
+    dist = self._actor(self._dynamics.get_feat(latent))
+    if training:
+      action = dist.sample(normal([count, self.action_dim], seeds[1]))
+    else:
+      action = dist.mode(
+          normal([dist.samples, count, self.action_dim], seeds[1]))
+    action = self._explore(action, amount, seeds[2])
+    return action, (latent, action)
+
+  def _explore(self, action, amount, seed):
+    """Adds exploration of the given amount to actions [N, A]."""
+    shape = tf.shape(action)
+    first, second = tools.split_seed(seed, 2)
+    if self.config.expl == 'additive_gaussian':
+      noise = amount * tf.random.stateless_normal(shape, first)
+      return tf.clip_by_value(action + noise, -1, 1)
+    if self.config.action_dist == 'onehot':
+      random = tf.one_hot(tf.argmax(
+          tf.random.stateless_uniform(shape, first), -1), self.action_dim)
+    else:
+      random = tf.random.stateless_uniform(shape, first, -1, 1)
+    if self.config.expl == 'epsilon_greedy':
+      chance = tf.random.stateless_uniform(shape[:1], second)
+      return tf.where((chance < amount)[:, None], random, action)
+    return tf.where(amount > 0, random, action)
+
+  # Learning
+
+  def train(self, batch):
+    """One update of all three parts.
+
+    Args:
+      batch: `image` [B, T, 64, 64, 3] uint8, `action` [B, T, A], `reward`
+        and `discount` [B, T], and `first` bool [B, T], optional, where an
+        episode begins.
+
+    Returns:
+      Dict of scalar tensors.
+    """
+    self._make_optimizers()
+    seed = tf.constant([self.config.seed, self.updates])
+    self.updates += 1
+    return self._train(tensors(batch), seed)
+
+  @functools.cached_property
+  def _train(self):
+    return tf.function(
+        self._update, reduce_retracing=True, jit_compile=self.config.jit)
+
+  def _update(self, data, seed):
+    grads, metrics = self.gradients(data, seed)
+    for name, optimizer in self._optimizers.items():
+      finite = tf.math.is_finite(metrics[f'{name}_grad_norm'])
+      tf.cond(
+          finite, lambda: optimizer.apply(grads[name]), lambda: None)
+      optimizer.count(finite)
+    return metrics
+
+  def gradients(self, data, seed):
+    """Losses of a batch, the gradients of all variables, and metrics."""
+    with tf.GradientTape(persistent=True) as tape:
+      losses, metrics = self.losses(data, seed)
+    grads = {}
+    for name, optimizer in self._optimizers.items():
+      grads[name], metrics[f'{name}_grad_norm'] = optimizer.gradients(
+          tape, losses[name])
+    return grads, metrics
+
+  def losses(self, data, seed):
+    """Losses of world model, actor and value on a batch, and metrics."""
+    c = self.config
+    model_seed, behaviour_seed, metric_seed = tools.split_seed(seed, 3)
+    data = self._preprocess(data)
+
+    embed = self._encode(data)
+    shape = [*data['action'].shape[:2], c.stoch_size]
+    post, prior = self._dynamics.observe(
+        embed, data['action'], first=data.get('first'),
+        noise=tf.random.stateless_normal([2, *shape], model_seed))
+    feat = self._dynamics.get_feat(post)
+    likes = {
+        'image': tf.reduce_mean(self._decode(feat).log_prob(data['image'])),
+        'reward': tf.reduce_mean(self._reward(feat).log_prob(data['reward']))}
+    if c.pcont:
+      target = c.discount * data['discount']
+      likes['pcont'] = c.pcont_scale * tf.reduce_mean(
+          self._pcont(feat).log_prob(target))
+    prior_dist = self._dynamics.get_dist(prior)
+    post_dist = self._dynamics.get_dist(post)
+    div = tf.reduce_mean(tfd.kl_divergence(post_dist, prior_dist))
+    model_loss = c.kl_scale * tf.maximum(div, c.free_nats) - sum(
+        likes.values())
+
+    imag_feat = self._imagine_ahead(post, behaviour_seed)
+    reward = self._reward(imag_feat).mode()
+    value = self._value(imag_feat).mode()
+    if c.pcont:
+      pcont = self._pcont(imag_feat).mean()
+    else:
+      pcont = c.discount * tf.ones_like(reward)
+    returns = tools.lambda_return(
+        reward[:-1], value[:-1], pcont[:-1], value[-1], c.disclam, axis=0)
+    weights = tf.stop_gradient(tf.math.cumprod(
+        tf.concat([tf.ones_like(pcont[:1]), pcont[:-2]], 0), 0))
+    weights *= self._alive(data)
+    actor_loss = -tf.reduce_mean(weights * returns)
+    # The features do not depend on the value's variables, so the values in
+    # hand serve the value's own loss too.
+    value_loss = -tf.reduce_mean(weights * tools.UnitNormal(
+        value[:-1]).log_prob(tf.stop_gradient(returns)))
+
+    losses = {'model': model_loss, 'actor': actor_loss, 'value': value_loss}
+    metrics = {f'{name}_loss': loss for name, loss in losses.items()}
+    metrics.update({f'{name}_loss': -like for name, like in likes.items()})
+    entropy_noise = tf.random.stateless_normal(
+        [tools.TanhNormal.samples, *shape[:2], self.action_dim], metric_seed)
+    metrics.update(
+        div=div, prior_ent=tf.reduce_mean(prior_dist.entropy()),
+        post_ent=tf.reduce_mean(post_dist.entropy()),
+        action_ent=tf.reduce_mean(self._actor(feat).entropy(entropy_noise)))
+    return losses, metrics
+
+  def _imagine_ahead(self, post, seed):
+    """Features `[H, N, F]` of what the actor brings about from each state."""
+    c = self.config
+    if c.pcont:  # The last state of a sequence may be terminal.
+      post = {name: x[:, :-1] for name, x in post.items()}
+    start = {
+        name: tf.stop_gradient(tf.reshape(x, [-1, x.shape[-1]]))
+        for name, x in post.items()}
+    count = start['deter'].shape[0]
+    seeds = tools.split_seed(seed, 2)
+    noise = [
+        tf.random.stateless_normal([c.horizon, count, size], part)
+        for size, part in zip((c.stoch_size, self.action_dim), seeds)]
+
+    def step(prev, noise):
+      feat = tf.stop_gradient(self._dynamics.get_feat(prev))
+      action = self._actor(feat).sample(noise[1])
+      return self._dynamics.img_step(prev, action, noise[0])
+
+    return self._dynamics.get_feat(tools.scan(step, tuple(noise), start))
+
+  def _alive(self, data):
+    """Weight [1, N] of imagined trajectories; 0 where they start at an end.
+
+    Sequences that cross the end of an episode have such states in the middle.
+    """
+    if not self.config.pcont:
+      return 1.0
+    return tf.reshape(data['discount'][:, :-1], [1, -1])
+
+  def _preprocess(self, data):
+    data = dict(data, image=scale_image(data['image']))
+    if self.config.clip_rewards == 'tanh':
+      data['reward'] = tf.tanh(data['reward'])
+    return data
+
+  def _make_optimizers(self):
+    """Made when training begins: acting and loading need none."""
+    if self._optimizers:
+      return
+    c = self.config
+    groups = {
+        'model': ['encoder', 'dynamics', 'decoder', 'reward', 'pcont'],
+        'value': ['value'], 'actor': ['actor']}
+    for name, modules in groups.items():
+      variables = {
+          key: variable for key, variable in self.variables.items()
+          if key.split('/')[0] in modules and not self.frozen(key)}
+      if variables:
+        self._optimizers[name] = tools.Optimizer(
+            name, variables, getattr(c, f'{name}_lr'), c.grad_clip,
+            c.weight_decay, c.weight_decay_pattern,
+            scaled=self._dtype == 'mixed_float16')
+
+  def _check_freeze(self):
+    try:
+      re.compile(self.config.freeze)
+    except re.error as error:
+      raise terminal.UserError(
+          f"--freeze '{self.config.freeze}' is not a regular expression: "
+          f'{error}.') from None
+
+  # Looking inside
+
+  def open_loop(self, batch, context=5):
+    """Video uint8 `[T, 3 · 64, B · 64, 3]`: truth, model, error.
+
+    The model sees `context` images and predicts the others from the actions.
+    """
+    return self._open_loop(tensors(batch), context).numpy()
+
+  @tf.function(reduce_retracing=True)
+  def _open_loop(self, data, context):
+    data = self._preprocess({
+        key: data[key][:6] for key in ('image', 'action', 'reward')})
+    truth, action = data['image'] + 0.5, data['action']
+    embed = self._encode({'image': data['image'][:, :context]})
+    init, _ = self._dynamics.observe(embed, action[:, :context])
+    prior = self._dynamics.imagine(
+        action[:, context:], {name: x[:, -1] for name, x in init.items()})
+    model = tf.concat([
+        self._decode(self._dynamics.get_feat(states)).mode()
+        for states in (init, prior)], 1) + 0.5
+    video = tf.concat([truth, model, (model - truth + 1) / 2], 2)
+    video = tf.concat(tf.unstack(video), 2)
+    return tf.cast(tf.clip_by_value(video, 0, 1) * 255 + 0.5, tf.uint8)
+
+  # Saving
+
+  def state(self):
+    """What `restore` needs, as plain containers and arrays."""
+    return {
+        'script': self.script,
+        'config': self.config.plain(),
+        'action_dim': self.action_dim,
+        'step': self.step,
+        'updates': self.updates,
+        'calls': [self.calls[False], self.calls[True]],
+        'variables': {k: v.numpy() for k, v in self.variables.items()},
+        'optimizers': {k: v.state() for k, v in self._optimizers.items()}}
+
+  def restore(self, checkpoint):
+    """Takes over everything that a checkpoint of this agent holds."""
+    self.assign(checkpoint['variables'])
+    self.step = int(checkpoint.get('step', 0))
+    self.updates = int(checkpoint.get('updates', 0))
+    self.calls = dict(zip((False, True), checkpoint.get('calls', (0, 0))))
+    if checkpoint.get('optimizers'):
+      self._make_optimizers()
+      for name, optimizer in self._optimizers.items():
+        optimizer.restore(checkpoint['optimizers'][name])
+
+  def assign(self, values):
+    """Sets all variables to the arrays of the same names."""
+    check_shapes(self.variables, values)
+    for name, variable in self.variables.items():
+      variable.assign(values[name])
+
+  def save(self, file, **extra):
+    """Writes a checkpoint."""
+    checkpoints.save(file, {
+        'format': 'dreamer-checkpoint-1', **self.state(), **extra})
+
+  def load(self, file):
+    """Reads the checkpoint of an agent of the same sizes, old format too."""
+    self.restore(checkpoints.load(file))
+
+  def save_single(self, module, file):
+    """Writes one module, for example `agent._encode`, to a file."""
+    checkpoints.save_module(
+        file, module.name,
+        {name: variable.numpy() for name, variable in module.variables.items()},
+        self.config.plain())
+
+
+def check_shapes(variables, values):
+  """Raises a `UserError` that names variables without a fitting array."""
+  missing = [name for name in variables if name not in values]
+  if missing:
+    raise terminal.UserError(
+        f'the checkpoint lacks {len(missing)} variables that the agent '
+        f'needs: {", ".join(missing[:4])}' + ', …' * (len(missing) > 4))
+  wrong = [
+      f'{name} is {list(values[name].shape)}, the agent needs '
+      f'{list(variable.shape)}' for name, variable in variables.items()
+      if tuple(values[name].shape) != tuple(variable.shape)]
+  if wrong:
+    raise terminal.UserError(
+        'the checkpoint has other layer sizes: ' + '; '.join(wrong[:3]) +
+        f'; and {len(wrong) - 3} more' * (len(wrong) > 3))
+
+
+def scale_image(image):
+  """uint8 to -0.5 … 0.5; floats are taken as they are."""
+  if image.dtype != tf.uint8:
+    return image
+  return tf.cast(image, tf.float32) / 255 - 0.5
+
+
+def tensors(batch):
+  return {name: tf.convert_to_tensor(value) for name, value in batch.items()}
+
+
+def compute_dtype(precision):
+  """Keras policy for a value of `--precision`."""
+  if precision == 'auto':
+    precision = '16' if tf.config.list_physical_devices('GPU') else '32'
+  return {
+      '16': 'mixed_float16', 'bfloat16': 'mixed_bfloat16',
+      '32': 'float32'}[precision]
+
+
+def load_agent(path):
+  """The agent of a log directory or of a checkpoint file, old format too.
+
+  Neither environments nor replay are needed.
+  """
+  path = pathlib.Path(path)
+  checkpoint = (
+      checkpoints.recover(path / 'variables.pkl') if path.is_dir()
+      else checkpoints.load(path))
+  if checkpoint is None:
+    raise terminal.UserError(f'{path} holds no checkpoint (variables.pkl).')
+  script = script_module(checkpoint.get('script') or 'dreamer.py')
+  config = script.define_config()
+  config.update({
+      name: value for name, value in checkpoint['config'].items()
+      if name in config})
+  return script.Agent.from_checkpoint(
+      config, int(checkpoint['action_dim']), checkpoint)
+
+
+def script_module(name):
+  """The entry script called `name`, whose dash forbids a plain import."""
+  if name == 'dreamer.py':
+    return importlib.import_module('dreamer')
+  path = HERE / pathlib.PurePath(name).name
+  if not path.exists():
+    raise terminal.UserError(
+        f"the checkpoint was written by '{name}', which is not here.")
+  spec = importlib.util.spec_from_file_location(path.stem, path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module
+
+
+Agent = Dreamer
+
+
+def main(argv):
+  import training
+  return training.main(argv, __doc__, define_config, Dreamer)
+
+
+if __name__ == '__main__':
+  # The module is known by its name too, to the scripts that import it.
+  import dreamer
+  terminal.run(dreamer.main)

@@ -1,0 +1,141 @@
+"""Steps environments with a policy and collects their episodes."""
+
+import numpy as np
+
+import terminal
+import workers
+
+
+class Driver:
+  """Steps environments side by side, one decision of each at a time.
+
+  Every episode starts from a seed of its own, and an environment repeats under
+  a seed and actions. So a stopped run need not save the state of simulators:
+  it saves the actions since the last reset and takes them again.
+  """
+
+  def __init__(self, envs, seed, on_episode, on_failure=None):
+    """Args:
+      envs: from `workers.make`.
+      seed: list of numbers that the seeds of episodes are derived from.
+      on_episode: called as `on_episode(index, episode)`, index of the
+        environment and a dict of arrays `[records, ...]`.
+      on_failure: called as `on_failure(error)` when an environment failed and
+        its unfinished episode was dropped.
+    """
+    self._envs = envs
+    self._seed = list(seed)
+    self._on_episode = on_episode
+    self._on_failure = on_failure
+    self._begun = [0] * len(envs)
+    self._open = [None] * len(envs)
+    self._state = None
+
+  @property
+  def pending(self):
+    """Decisions taken in episodes that are not finished."""
+    return sum(len(records) - 1 for records in self._open if records)
+
+  def step(self, policy):
+    """One decision of every environment.
+
+    `policy(obs, reset, state) -> actions, state` gets a dict of arrays
+    `[N, ...]` and the bool `[N]` of environments that were just reset.
+    """
+    reset = self._reset()
+    records = [records[-1] for records in self._open]
+    obs = {
+        'image': np.stack([record['image'] for record in records]),
+        'reward': np.array([record['reward'] for record in records])}
+    actions, self._state = policy(obs, reset, self._state)
+    actions = np.asarray(actions, np.float32)
+    promises = [env.step(action) for env, action in zip(self._envs, actions)]
+    for index, promise in enumerate(promises):
+      try:
+        self._record(index, actions[index], promise())
+      except workers.EnvFailure as error:
+        self._failed(index, error)
+
+  def drop(self):
+    """Forgets unfinished episodes and the policy's state."""
+    self._open = [None] * len(self._envs)
+    self._state = None
+
+  def state(self):
+    """What a restart needs to go on at the same decision."""
+    return {
+        'begun': list(self._begun),
+        'open': [records and {
+            'action': np.stack([r['action'] for r in records]),
+            'reward': np.stack([r['reward'] for r in records]),
+        } for records in self._open],
+        'policy': self._state}
+
+  def restore(self, state):
+    """Takes the saved actions again; an episode that differs is dropped."""
+    self._begun = list(state['begun'])
+    self._state = state['policy']
+    for index, saved in enumerate(state['open']):
+      if saved is None:
+        continue
+      self._begun[index] -= 1
+      promise = self._begin(index)
+      try:
+        self._record_reset(index, promise())
+        for action in saved['action'][1:]:
+          self._record(index, action, self._envs[index].step(action)())
+        again = [record['reward'] for record in self._open[index]]
+        if not np.array_equal(again, saved['reward']):
+          raise workers.EnvFailure('the rewards differ')
+      except (workers.EnvFailure, TypeError) as error:
+        terminal.warn(
+            f'environment {index} did not repeat its unfinished episode '
+            f'({error}): the episode is dropped.')
+        self._open[index] = None
+
+  def skip_to(self, begun):
+    """Continues with the seeds after those of `begun` episodes each."""
+    self._begun = [max(own, begun) for own in self._begun]
+
+  def _reset(self):
+    """Begins an episode wherever none is open; says where."""
+    reset = np.array([records is None for records in self._open])
+    while any(records is None for records in self._open):
+      promises = {
+          index: self._begin(index)
+          for index, records in enumerate(self._open) if records is None}
+      for index, promise in promises.items():
+        try:
+          self._record_reset(index, promise())
+        except workers.EnvFailure as error:
+          self._failed(index, error)
+    return reset
+
+  def _begin(self, index):
+    seed = np.random.default_rng([*self._seed, index, self._begun[index]])
+    self._begun[index] += 1
+    return self._envs[index].reset(int(seed.integers(2 ** 31 - 1)))
+
+  def _record_reset(self, index, result):
+    obs, _ = result
+    size = self._envs[index].action_space.shape
+    self._open[index] = [{
+        'image': obs['image'], 'action': np.zeros(size, np.float32),
+        'reward': np.float32(0), 'discount': np.float32(1)}]
+
+  def _record(self, index, action, result):
+    obs, reward, terminated, truncated, info = result
+    self._open[index].append({
+        'image': obs['image'], 'action': action,
+        'reward': np.float32(reward),
+        'discount': np.float32(info.get('discount', 1 - float(terminated)))})
+    if terminated or truncated:
+      records, self._open[index] = self._open[index], None
+      self._on_episode(index, {
+          key: np.stack([record[key] for record in records])
+          for key in records[0]})
+
+  def _failed(self, index, error):
+    self._open[index] = None
+    if self._on_failure:
+      self._on_failure(error)

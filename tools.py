@@ -1,0 +1,307 @@
+"""TensorFlow pieces of the algorithm that are not networks.
+
+Distributions, returns, scans, the optimizer and running means.
+"""
+
+import re
+
+import numpy as np
+
+from backend import keras, tf
+
+
+class UnitNormal:
+  """Normal with standard deviation 1 whose last `events` axes are one event."""
+
+  def __init__(self, mean, events=0):
+    self._mean = tf.cast(mean, tf.float32)
+    self._axes = list(range(-events, 0))
+
+  def mean(self):
+    return self._mean
+
+  mode = mean
+
+  def sample(self):
+    return self._mean + tf.random.normal(tf.shape(self._mean))
+
+  def log_prob(self, value):
+    # Not tfd.Normal: on images its general form costs several more passes
+    # over 100 MB each.
+    terms = tf.square(tf.cast(value, tf.float32) - self._mean)
+    terms = -0.5 * terms - 0.5 * np.log(2 * np.pi)
+    return tf.reduce_sum(terms, self._axes) if self._axes else terms
+
+
+class TanhNormal:
+  """Diagonal Normal pushed through tanh, so that samples lie in (-1, 1).
+
+  `mean` and `std` [..., A] are those before tanh. Entropy and mode have no
+  closed form; both come from 100 samples.
+  """
+
+  samples = 100
+
+  def __init__(self, mean, std):
+    self.mean_before, self.std_before = mean, std
+
+  def sample(self, noise=None):
+    """An action [..., A]; `noise` [..., A] stands for the Normal's draw."""
+    if noise is None:
+      noise = tf.random.normal(tf.shape(self.mean_before))
+    return tf.tanh(self.mean_before + self.std_before * noise)
+
+  def log_prob(self, action):
+    # The bounds themselves, which float32 rounds to, lie at infinity.
+    limit = 0.99999997
+    return self._log_prob_before(
+        tf.atanh(tf.clip_by_value(action, -limit, limit)))
+
+  def entropy(self, noise=None):
+    return -tf.reduce_mean(self._log_prob_before(self._draws(noise)), 0)
+
+  def mode(self, noise=None):
+    """The likeliest of the samples; `noise` [100, ..., A] as in `sample`."""
+    draws = self._draws(noise)
+    best = tf.argmax(self._log_prob_before(draws), 0)
+    best = tf.one_hot(best, self.samples, axis=0, dtype=draws.dtype)
+    return tf.tanh(tf.reduce_sum(draws * best[..., None], 0))
+
+  def _draws(self, noise):
+    if noise is None:
+      shape = tf.shape(self.mean_before)
+      noise = tf.random.normal(tf.concat([[self.samples], shape], 0))
+    return self.mean_before + self.std_before * noise
+
+  def _log_prob_before(self, draw):
+    """Log-density of tanh(draw): the Normal's minus log |d tanh / d draw|."""
+    scaled = (draw - self.mean_before) / self.std_before
+    normal = -0.5 * tf.square(scaled) - tf.math.log(
+        self.std_before) - 0.5 * np.log(2 * np.pi)
+    slope = 2 * (np.log(2) - draw - tf.nn.softplus(-2 * draw))
+    return tf.reduce_sum(normal - slope, -1)
+
+
+class OneHot:
+  """Categorical over one-hot vectors with straight-through gradients."""
+
+  samples = 1
+
+  def __init__(self, logits):
+    self._logits = tf.nn.log_softmax(logits)
+    self._probs = tf.exp(self._logits)
+
+  def sample(self, noise=None):
+    """A one-hot action [..., A]; `noise` [..., A] is standard normal."""
+    if noise is None:
+      noise = tf.random.normal(tf.shape(self._logits))
+    # Gumbel noise turns argmax into a draw; a normal number's cumulative
+    # probability is the uniform number that Gumbel noise is made of.
+    uniform = tf.clip_by_value(tf.math.ndtr(noise), 1e-7, 1 - 1e-7)
+    return self._straight(self._logits - tf.math.log(-tf.math.log(uniform)))
+
+  def mode(self, noise=None):
+    del noise  # Needs none; taken so that all actors are called alike.
+    return self._straight(self._logits)
+
+  def log_prob(self, action):
+    return tf.reduce_sum(self._logits * action, -1)
+
+  def entropy(self, noise=None):
+    del noise
+    return -tf.reduce_sum(self._probs * self._logits, -1)
+
+  def _straight(self, scores):
+    hard = tf.one_hot(tf.argmax(scores, -1), scores.shape[-1])
+    return tf.stop_gradient(hard - self._probs) + self._probs
+
+
+def lambda_return(reward, value, pcont, bootstrap, lambda_, axis):
+  """TD(λ) returns (Hafner et al. 2020, equation 6).
+
+  Args:
+    reward, value, pcont: `[..., H, ...]` with time at `axis`; `pcont` may also
+      be a constant discount.
+    bootstrap: value of the state after the last, without the time axis.
+    lambda_: 0 gives one-step targets, 1 the discounted sum.
+
+  Returns:
+    Returns of the shape of `reward`.
+  """
+  if not tf.is_tensor(pcont) and np.ndim(pcont) == 0:
+    pcont = pcont * tf.ones_like(reward)
+  order = list(range(reward.shape.rank))
+  order[0], order[axis] = order[axis], order[0]
+  reward, value, pcont = (
+      tf.transpose(x, order) for x in (reward, value, pcont))
+  following = tf.concat([value[1:], bootstrap[None]], 0)
+  inputs = reward + pcont * following * (1 - lambda_)
+  returns, last = [], bootstrap
+  for step in reversed(range(reward.shape[0])):
+    last = inputs[step] + pcont[step] * lambda_ * last
+    returns.append(last)
+  return tf.transpose(tf.stack(returns[::-1]), order)
+
+
+def scan(step, inputs, start, unroll=False):
+  """Carries a state over axis 0 of `inputs`.
+
+  Args:
+    step: `state, input -> state`, both nested structures.
+    inputs: structure of `[T, ...]`.
+    start: the first state.
+    unroll: whether to write the steps out instead of building a loop.
+
+  Returns:
+    Structure of states `[T, ...]`.
+  """
+  if not unroll:
+    return tf.scan(step, inputs, start)
+  state, states = start, []
+  for index in range(tf.nest.flatten(inputs)[0].shape[0]):
+    state = step(state, tf.nest.map_structure(lambda x: x[index], inputs))
+    states.append(state)
+  return tf.nest.map_structure(lambda *steps: tf.stack(steps), *states)
+
+
+def split_seed(seed, count):
+  """Makes `count` independent seeds of one; a seed is an int32 pair [2]."""
+  return tf.unstack(tf.random.split(seed, count))
+
+
+class Optimizer:
+  """Adam on named variables: clipping, weight decay, loss scaling, skipping.
+
+  Weight decay multiplies matching variables by `1 - decay` at each update.
+  With `scaled`, the loss is scaled for float16: halved when a gradient
+  overflows, doubled after 2,000 updates without.
+  """
+
+  def __init__(
+      self, name, variables, rate, clip=None, decay=0.0, pattern='.*',
+      scaled=False):
+    self.name = name
+    self._variables = dict(variables)
+    self._clip, self._decay = clip, decay
+    self._decayed = [
+        variable for key, variable in self._variables.items()
+        if decay and re.search(pattern, key)]
+    self._adam = keras.optimizers.Adam(rate)
+    self._adam.build(list(self._variables.values()))
+    self._scaled = scaled
+    self._scale = tf.Variable(2.0 ** 15 if scaled else 1.0, trainable=False)
+    self._good = tf.Variable(0, trainable=False, dtype=tf.int64)
+    self.skipped_in_row = tf.Variable(0, trainable=False, dtype=tf.int64)
+
+  def gradients(self, tape, loss):
+    """Clipped gradients of the mean loss over replicas, and their norm."""
+    grads = tape.gradient(
+        loss, list(self._variables.values()), output_gradients=self._scale)
+    missing = [
+        name for name, grad in zip(self._variables, grads) if grad is None]
+    if missing:
+      raise ValueError(
+          f'the {self.name} loss does not depend on {", ".join(missing)}')
+    context = tf.distribute.get_replica_context()
+    grads = context.all_reduce(tf.distribute.ReduceOp.MEAN, grads)
+    grads = [grad / self._scale for grad in grads]
+    norm = tf.linalg.global_norm(grads)
+    if self._clip:
+      grads, _ = tf.clip_by_global_norm(grads, self._clip, norm)
+    return grads, norm
+
+  def apply(self, grads):
+    """One Adam step."""
+    for variable in self._decayed:
+      variable.assign((1 - self._decay) * variable)
+    self._adam.apply_gradients(
+        zip(grads, self._variables.values()),
+        skip_gradients_aggregation=True)
+
+  def count(self, finite):
+    """Keeps the books of an update that was applied, or skipped."""
+    self.skipped_in_row.assign(
+        tf.where(finite, tf.zeros_like(self._good), self.skipped_in_row + 1))
+    if self._scaled:
+      grown = self._good + 1 >= 2000
+      self._good.assign(
+          tf.where(finite & ~grown, self._good + 1, tf.zeros_like(self._good)))
+      factor = tf.where(finite, tf.where(grown, 2.0, 1.0), 0.5)
+      self._scale.assign(tf.clip_by_value(self._scale * factor, 1.0, 2.0 ** 24))
+
+  @property
+  def scale(self):
+    return self._scale
+
+  def state(self):
+    """Everything that the next update depends on, as plain containers."""
+    return {
+        'iterations': self._adam.iterations.numpy(),
+        'scale': self._scale.numpy(),
+        'good': self._good.numpy(),
+        'skipped_in_row': self.skipped_in_row.numpy(),
+        'm': _arrays(self._variables, self._adam._momentums),
+        'v': _arrays(self._variables, self._adam._velocities)}
+
+  def restore(self, state):
+    self._adam.iterations.assign(state['iterations'])
+    self._scale.assign(state['scale'])
+    self._good.assign(state['good'])
+    self.skipped_in_row.assign(state['skipped_in_row'])
+    for slots, values in (
+        (self._adam._momentums, state['m']),
+        (self._adam._velocities, state['v'])):
+      for name, slot in zip(self._variables, slots):
+        slot.assign(values[name])
+
+
+def _arrays(names, variables):
+  return {name: variable.numpy() for name, variable in zip(names, variables)}
+
+
+class Means:
+  """Means of named numbers between two readings."""
+
+  def __init__(self):
+    self._sums, self._counts = {}, {}
+
+  def add(self, values):
+    """Adds one number per name; tensors stay on their device."""
+    for name, value in values.items():
+      self._sums[name] = self._sums.get(name, 0.0) + value
+      self._counts[name] = self._counts.get(name, 0) + 1
+
+  def read(self):
+    """The means since the last reading, as floats."""
+    means = {
+        name: float(total) / self._counts[name]
+        for name, total in self._sums.items()}
+    self._sums, self._counts = {}, {}
+    return means
+
+  def state(self):
+    return {
+        'sums': {name: float(x) for name, x in self._sums.items()},
+        'counts': dict(self._counts)}
+
+  def restore(self, state):
+    # As float32 because a running mean of tensors is summed in it.
+    self._sums = {k: np.float32(v) for k, v in state['sums'].items()}
+    self._counts = dict(state['counts'])
+
+
+class Every:
+  """Says when another `every` steps have passed; behind, it catches up."""
+
+  def __init__(self, every):
+    self._every = every
+    self.last = None
+
+  def __call__(self, step):
+    if self.last is None:
+      self.last = step
+      return True
+    if step < self.last + self._every:
+      return False
+    self.last += self._every
+    return True
