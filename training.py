@@ -102,6 +102,7 @@ class Run:
     self._means = tools.Means()
     self._updates_due = 0
     self._evaluations = 0
+    self._evaluated = None
     self._seconds = 0.0
     self._returns = {}
     self._status = None
@@ -139,7 +140,7 @@ class Run:
         self._status.update(self.step)
         if time.monotonic() - self._saved_at > c.save_every:
           self._save()
-      if not self._signals.stop:
+      if not self._signals.stop and self._evaluated != self.step:
         self._evaluate()
     finally:
       self._status and self._status.close()
@@ -158,7 +159,8 @@ class Run:
           self._replay.records(task)
           for task in (self._tasks if self._named else [None]))
 
-    self._phase('prefill', self._config.prefill)
+    if short():
+      self._phase('prefill', self._config.prefill)
     while short() and not self._signals.stop:
       self._driver.step(self._random_policy)
       self._status.update(self.step)
@@ -206,6 +208,7 @@ class Run:
         self._clocks['eval'].last -= c.eval_every
         return
     self._evaluations += 1
+    self._evaluated = self.step
     for task, episodes in zip(tasks, done):
       episodes = episodes[:c.eval_episodes]
       self._report('test', task, episodes)
@@ -360,6 +363,7 @@ class Run:
             'means': self._means.state(),
             'updates_due': self._updates_due,
             'evaluations': self._evaluations,
+            'evaluated': self._evaluated,
             'returns': {k: float(v) for k, v in self._returns.items()},
             'seconds': self._seconds + began - self._began})
     self._logger.flush()
@@ -372,6 +376,7 @@ class Run:
     self._means.restore(progress['means'])
     self._updates_due = progress['updates_due']
     self._evaluations = progress['evaluations']
+    self._evaluated = progress['evaluated']
     self._returns = dict(progress['returns'])
     self._seconds = progress['seconds']
     if self._replay.episodes == progress['episodes']:

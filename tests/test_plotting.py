@@ -1,0 +1,625 @@
+"""Curves, statistics, tables and figures from synthetic log directories."""
+
+import csv
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import time
+
+from matplotlib import colors as mpl_colors
+import numpy as np
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import plotting
+import scores
+import terminal
+
+STEPS = np.arange(1, 101) * 1e4
+
+
+def write_run(folder, ys, xs=STEPS, config=None, prefix='', ending='\n'):
+  folder.mkdir(parents=True, exist_ok=True)
+  if config is not None:
+    (folder / 'config.json').write_text(json.dumps(config))
+  with (folder / 'metrics.jsonl').open('w') as file:
+    for index, (x, y) in enumerate(zip(xs, ys)):
+      row = {'step': x, 'test/return': y, 'test/length': 1000.0}
+      if prefix:
+        row = {'step': x, prefix + 'test/return': y, 'test/return': y}
+      file.write(json.dumps({**row, 'episodes': index}) + '\n')
+      file.write(json.dumps({'step': x, 'model_loss': 1.0, 'fps': 30}) + '\n')
+  return folder
+
+
+def ftl(task, seed, **flags):
+  return dict(
+      task='dmc_walker_walk', task1=task, task2='', seed=seed,
+      script='dreamer-FTL.py', **flags)
+
+
+def make(logdir, *flags):
+  return plotting.make(plotting.parse(
+      ['--indir', str(logdir), '--outdir', 'unused', '--bins', '1e5', *flags]))
+
+
+def bands(axes):
+  return [band.get_paths()[0].vertices for band in axes.collections]
+
+
+def drawn_lines(axes):
+  return [line for line in axes.lines if len(line.get_xdata()) > 2]
+
+
+@pytest.fixture
+def two_tasks(tmp_path):
+  """Two tasks, two methods, three seeds: constant 10, 20, 60 and so on."""
+  for task, base in (('dmc_walker_walk', 0), ('dmc_cup_catch', 100)):
+    for method, gain in (('dreamer', 0), ('planet', 300)):
+      for seed, ys in enumerate((10, 20, 60)):
+        write_run(
+            tmp_path / task / method / str(seed),
+            np.full(100, base + gain + ys, float))
+  return tmp_path
+
+
+# Reading
+
+
+def test_command_as_written(tmp_path):
+  for seed in range(2):
+    write_run(
+        tmp_path / 'logdir' / 'dmc_walker_walk' / 'dreamer' / str(seed), STEPS)
+  done = subprocess.run(
+      [sys.executable, str(ROOT / 'plotting.py'), *(
+          '--indir ./logdir --outdir ./plots --xaxis step '
+          '--yaxis test/return --bins 3e4').split()],
+      cwd=tmp_path, capture_output=True, text=True, check=False)
+  assert (done.returncode, done.stderr) == (0, '')
+  out = tmp_path / 'plots' / 'logdir'
+  assert (out / 'curves.png').read_bytes()[:4] == b'\x89PNG'
+  assert (out / 'curves.pdf').read_bytes()[:4] == b'%PDF'
+  assert 'dmc_walker_walk' in (out / 'scores.txt').read_text()
+  assert 'dreamer' in done.stdout
+
+
+def test_a_bad_flag_is_one_line_and_a_status(tmp_path):
+  done = subprocess.run(
+      [sys.executable, str(ROOT / 'plotting.py'), '--indir', str(tmp_path),
+       '--outdir', str(tmp_path), '--bin', '3e4'],
+      capture_output=True, text=True, check=False)
+  assert done.returncode == 2
+  assert re.fullmatch(r'error: .*--bin.*--bins.*\n', done.stderr)
+
+
+@pytest.mark.parametrize('flags, words', [
+    ('--bins zero', '--bins'), ('--bins 0', '--bins'),
+    ('--bins inf', '--bins'), ('--aggregate mode', 'iqm'),
+    ('--tasks [', '--tasks'), ('--tasks nothing', 'dmc_walker_walk'),
+    ('--methods nothing', 'planet'), ('--xlim 2 1', '--xlim'),
+    ('--xlim 2', '--xlim'), ('--labels one', '--labels'),
+    ('--colors dreamer notacolor', 'notacolor'),
+    ('--palette notacolor', 'notacolor'), ('--baselines rainbow', 'rainbow'),
+    ('--subdir maybe', '--subdir'), ('--cols 0', '--cols'),
+    ('--xticks 1.5', '--xticks'), ('--yaxis tset/return', 'test/return'),
+    ('--transfer-report', 'scratch'), ('--indir missing', 'missing'),
+    ('--wrong 1', '--wrong')])
+def test_bad_flags(two_tasks, tmp_path, flags, words, capsys):
+  methods = [] if '--methods' in flags else ['--methods', 'planet']
+  if '--transfer' not in flags:
+    methods = []
+  with pytest.raises(SystemExit) as stop:
+    terminal.run(plotting.main, [
+        '--indir', str(two_tasks), '--outdir', str(tmp_path / 'out'),
+        *methods, *flags.split()])
+  assert stop.value.code == 2
+  error = capsys.readouterr().err.splitlines()[-1]
+  assert error.startswith('error: ') and words in error
+  assert not (tmp_path / 'out').exists()
+
+
+def test_required_flags_and_a_file_as_outdir(two_tasks, tmp_path, capsys):
+  with pytest.raises(terminal.UserError, match='--indir'):
+    plotting.main(['--outdir', 'x'])
+  file = tmp_path / 'file'
+  file.write_text('')
+  with pytest.raises(terminal.UserError, match='--outdir'):
+    plotting.main(['--indir', str(two_tasks), '--outdir', str(file)])
+
+
+def test_no_runs(tmp_path):
+  with pytest.raises(terminal.UserError, match='no metrics.jsonl'):
+    make(tmp_path)
+  (tmp_path / 'metrics.jsonl').write_text('{"step": 1, "model_loss": 2}\n')
+  with pytest.raises(terminal.UserError, match='model_loss'):
+    make(tmp_path)
+
+
+@pytest.mark.parametrize('config, expected', [
+    (dict(task='dmc_cup_catch', seed=3, script='dreamer.py'),
+     ('dmc_cup_catch', 'dreamer', '3')),
+    (ftl('Hopper', 1, transfer=True, transfer_factor=0.2),
+     ('Hopper', 'FTL ω=0.2', '1')),
+    (ftl('Hopper', 1, transfer=True, transfer_factor=0.0),
+     ('Hopper', 'FTL ω=0', '1')),
+    (ftl('Hopper', 2, transfer=False, transfer_factor=0.2),
+     ('Hopper', 'scratch', '2')),
+    (dict(task1='Ant', seed=0, n_meta=2, script='dreamer-MMTL.py'),
+     ('Ant', 'MMTL N=2', '0')),
+    (dict(task1='Ant', task2='Hopper', seed=0, script='dreamer-multi-task.py'),
+     ('Ant + Hopper', 'multi-task', '0')),
+    (dict(task='dmc_cup_catch'), ('dmc_cup_catch', 'planet', '7')),
+    ({}, ('dmc_walker_walk', 'planet', '7'))])
+def test_identity_from_configuration_else_from_path(
+    tmp_path, config, expected):
+  folder = tmp_path / 'dmc_walker_walk' / 'planet' / '7'
+  write_run(folder, [1, 2], config=config)
+  curve, = scores.load([tmp_path])
+  assert (curve.task, curve.method, curve.seed) == expected
+
+
+@pytest.mark.parametrize('inner, indir, expected', [
+    ('a/b/task/method/seed', '.', ('task', 'method', 'seed')),
+    ('logdir/frac-cheetah', 'logdir', ('logdir', 'frac-cheetah', '0')),
+    ('logdir/walker/dreamer', 'logdir', ('walker', 'dreamer', '0')),
+    ('walker/dreamer/3', 'walker/dreamer', ('walker', 'dreamer', '3')),
+    ('logdir', 'logdir', (None, 'logdir', '0'))])
+def test_identity_from_directory_names(tmp_path, inner, indir, expected):
+  write_run(tmp_path / inner, [1, 2])
+  curve, = scores.load([tmp_path / indir])
+  task = expected[0] or tmp_path.name
+  assert (curve.task, curve.method, curve.seed) == (task, *expected[1:])
+
+
+def test_a_multi_task_run_gives_a_curve_per_task(tmp_path):
+  config = dict(task1='A', task2='B', seed=0, script='dreamer-multi-task.py')
+  folder = write_run(tmp_path / 'run', [1, 3], [10, 30], config, prefix='A/')
+  text = (folder / 'metrics.jsonl').read_text()
+  write_run(folder, [2, 4], [20, 40], config, prefix='B/')
+  with (folder / 'metrics.jsonl').open('a') as file:
+    file.write(text)
+  curves = {curve.task: curve for curve in scores.load([tmp_path])}
+  assert sorted(curves) == ['A', 'B']
+  assert curves['A'].ys.tolist() == [1, 3]
+  assert curves['B'].xs.tolist() == [20, 40]
+
+
+def test_runs_that_differ_in_a_flag_are_not_averaged(tmp_path):
+  for seed in range(2):
+    for rate in (1e-4, 6e-4):
+      write_run(tmp_path / f'{rate}-{seed}', [1, 2], config=dict(
+          task='t', script='dreamer.py', seed=seed, model_lr=rate,
+          logdir=f'x{rate}', encoder=f'./{seed}/encoder.pkl', steps=1e5 + seed))
+  write_run(tmp_path / 'other', [1, 2], config=dict(
+      task='u', script='dreamer.py', seed=0, model_lr=6e-4, batch_size=3))
+  methods = sorted((c.task, c.method, c.seed) for c in scores.load([tmp_path]))
+  assert methods == [
+      ('t', 'dreamer model_lr=0.0001', '0'),
+      ('t', 'dreamer model_lr=0.0001', '1'),
+      ('t', 'dreamer model_lr=0.0006', '0'),
+      ('t', 'dreamer model_lr=0.0006', '1'),
+      ('u', 'dreamer model_lr=0.0006', '0')]
+
+
+def test_damaged_files(tmp_path, capsys):
+  folder = write_run(
+      tmp_path / 't' / 'm' / '0', [1.0, np.nan, 3.0, None, np.inf, 10 ** 400])
+  with (folder / 'metrics.jsonl').open('ab') as file:
+    file.write(b'\xff\x00 "test/return" garbage\n["test/return"]\n')
+    file.write(b'{"step": "x", "test/return": 4}\n')
+    file.write(b'{"step": 50000, "test/return": 5}\n')
+    file.write(b'{"step": 99999, "test/return": 9')
+  (folder / 'config.json').write_text('{"task": "other", ')
+  for name in ('empty', 'folder/metrics.jsonl', 'new'):
+    (tmp_path / name).mkdir(parents=True)
+  (tmp_path / 'new' / 'metrics.jsonl').write_text('{"step": 1, "fps": 2}\n')
+  os.symlink(tmp_path, tmp_path / 'loop')
+  curve, = scores.load([tmp_path, folder])
+  assert curve.xs.tolist() == [1e4, 3e4, 5e4]
+  assert curve.ys.tolist() == [1, 3, 5]
+  assert (curve.task, curve.method) == ('t', 'm')
+  warnings = capsys.readouterr().err.splitlines()
+  assert [re.search(r'\d+', line).group() for line in warnings] == [
+      '1', '2', '5']
+
+
+def test_odd_directory_names_are_drawn_and_written(tmp_path):
+  names = ['$x_{', '_hidden', 'ω 中', 'a|b\nc', '%s {}', '-9']
+  for name in [os.fsencode(n) for n in names] + [b'\xff\xfe']:
+    folder = os.path.join(os.fsencode(tmp_path / 'logs'), name, name, b'1')
+    write_run(pathlib.Path(os.fsdecode(folder)), [1, 2, 3])
+  plotting.main(['--indir', str(tmp_path / 'logs'), '--outdir', str(tmp_path)])
+  table = (tmp_path / 'logs' / 'scores.md').read_text(encoding='utf-8')
+  assert len(table.splitlines()) == 2 + 7 and 'a\\|b c' in table
+  figure = make(tmp_path / 'logs')[0]['curves']
+  legend = [text.get_text() for text in figure.legends[0].get_texts()]
+  assert len(legend) == 7 and any('_hidden' in text for text in legend)
+
+
+# Statistics
+
+
+def test_bins_are_the_same_for_every_run():
+  xs = np.array([0, 1, 9.5, 10, 10.5, 20, 45])
+  centres, means = scores.binned(xs, np.array([1, 2, 3, 6, 10, 20, 7.0]), 10)
+  assert centres.tolist() == [5, 15, 45]
+  assert means.tolist() == [3, 15, 7]
+  curve = lambda xs, ys: scores.Curve(
+      't', 'm', '0', None, {}, np.array(xs, float), np.array(ys, float))
+  centres, values = scores.aligned(
+      [curve([3, 15], [1, 2]), curve([12, 14, 21], [4, 6, 9])], 10)
+  assert centres.tolist() == [5, 15, 25]
+  np.testing.assert_equal(values, [[1, 2, np.nan], [np.nan, 5, 9]])
+
+
+def test_summaries():
+  values = np.array([8, 1, 7, 2, 6, 3, 5, 4.0])
+  assert scores.summary('mean', values) == pytest.approx(
+      (4.5, 4.5 - 5.25 ** 0.5, 4.5 + 5.25 ** 0.5))
+  assert scores.summary('median', values) == pytest.approx((4.5, 2.75, 6.25))
+  centre, low, high = scores.summary('iqm', np.array([0, 3, 4, 1000.0]))
+  assert centre == 3.5
+  assert 0 <= low < centre < high <= 1000
+  # A trimmed mean of all runs and tasks together, as Agarwal et al. define it.
+  tasks = np.arange(8.0), np.arange(100, 108.0)
+  assert scores.summary('iqm', *tasks)[0] == np.arange(
+      108.0)[[4, 5, 6, 7, 100, 101, 102, 103]].mean()
+
+
+def test_interval_covers_the_truth_as_often_as_it_says():
+  rng = np.random.default_rng(0)
+  draws = rng.normal(size=(20, 400))
+  low, high = scores.interval(scores._iqm, draws)
+  assert 0.87 < np.mean((low < 0) & (0 < high)) < 0.98
+  again = scores.interval(scores._iqm, draws)
+  np.testing.assert_array_equal(low, again[0])
+
+
+def test_bootstrap_is_stratified():
+  # Redrawing within tasks keeps the task means, redrawing over all would not.
+  ones, threes = np.ones(3), np.full(3, 3.0)
+  assert scores.summary('iqm', ones, threes) == (2.0, 2.0, 2.0)
+  pooled = scores.summary('iqm', np.concatenate([ones, threes]))
+  assert pooled[1] < 2 < pooled[2]
+
+
+def test_one_run_has_no_interval():
+  for how in ('mean', 'iqm'):
+    centre, low, high = scores.summary(how, np.array([3.0]))
+    assert centre == 3 and np.isnan([low, high]).all()
+
+
+def test_gaps_use_the_runs_there_are():
+  nan = np.nan
+  values = np.array([[1, 1, nan, 4], [3, nan, nan, 4], [5, 3, 6, nan]])
+  centre, low, high = scores.curve_summary('mean', values)
+  np.testing.assert_allclose(centre, [3, 2, 6, 4])
+  np.testing.assert_allclose(high - centre, [(8 / 3) ** 0.5, 1, nan, 0])
+  both = scores.curve_summary('mean', values[:1], values[1:])
+  np.testing.assert_allclose(both[0], [3, 2, nan, 4])
+
+
+def test_score_table(tmp_path, capsys):
+  for seed in range(2):
+    ys = np.where(STEPS > 9e5, 500.0, 100.0) + 100 * seed
+    for task in ('dmc_cup_catch', 'dmc_walker_walk'):
+      write_run(tmp_path / 'in' / task / 'dreamer' / str(seed), ys)
+  plotting.main(['--indir', str(tmp_path / 'in'), '--outdir', str(tmp_path)])
+  with (tmp_path / 'in' / 'scores.csv').open(newline='') as file:
+    rows = list(csv.DictReader(file))
+  assert [row['task'] for row in rows] == [
+      'dmc_cup_catch', 'dmc_walker_walk', 'all, normalised']
+  values = {key: float(rows[0][key]) for key in (
+      'runs', 'steps', 'overall', 'overall_low', 'final', 'final_high')}
+  assert values == dict(
+      runs=2, steps=1e6, overall=190, overall_low=140, final=550,
+      final_high=600)
+  assert float(rows[2]['final']) == pytest.approx(0.55)
+  assert rows[2]['runs'] == '4'
+  text = (tmp_path / 'in' / 'scores.txt').read_text()
+  assert '190.0 ± 50.0' in text and text.strip() in capsys.readouterr().out
+  assert '| 550.0 ± 50.0 |' in (tmp_path / 'in' / 'scores.md').read_text()
+
+
+def test_final_score_of_few_evaluations():
+  for xs, ys, final in (([0], [7], 7), ([0, 5], [1, 3], 3)):
+    curve = scores.Curve(
+        't', 'm', '0', None, {}, np.array(xs, float), np.array(ys, float))
+    assert scores.final_score(curve) == final
+
+
+# Transfer
+
+
+@pytest.fixture
+def transfer_runs(tmp_path):
+  """Scratch rises to 100 in 1e6 steps; transfer starts 20 higher.
+
+  Seeds lie 2 apart, around those values.
+  """
+  for seed in range(3):
+    ys = STEPS / 1e4 + 2 * (seed - 1)
+    write_run(
+        tmp_path / f's{seed}', ys, config=ftl('Hop', seed, transfer=False))
+    for factor in (0.0, 0.2, 0.5):
+      gain = 20 - 40 * abs(factor - 0.2)
+      write_run(
+          tmp_path / f'{factor}-{seed}', ys + gain, config=ftl(
+              'Hop', seed, transfer=True, transfer_factor=factor))
+  return tmp_path
+
+
+def test_transfer_measures(transfer_runs):
+  _, tables = make(transfer_runs, '--transfer-report', '--threshold', '75.5')
+  rows = {row['method']: row for row in tables['transfer'][0]}
+  assert list(rows) == ['FTL ω=0', 'FTL ω=0.2', 'FTL ω=0.5']
+  row = rows['FTL ω=0.2']
+  assert (row['runs'], row['scratch_runs'], row['steps']) == (3, 3, 1e6)
+  assert row['jump_start'][0] == pytest.approx(20)
+  assert row['final_difference'][0] == pytest.approx(20)
+  assert row['area_ratio'][0] == pytest.approx(70.5 / 50.5)
+  # Bins of 1e5 hold means of 5.5, 15.5, ... for the middle scratch run: the
+  # seeds reach 75.5 at 9e5, 8e5 and 8e5, and two bins earlier with transfer.
+  assert row['steps_to_threshold'][0] == pytest.approx(19e5 / 3)
+  assert row['steps_saved'][0] == pytest.approx(2e5)
+  assert (row['reached'], row['scratch_reached']) == (3, 3)
+  for name in ('jump_start', 'area_ratio', 'final_difference'):
+    centre, low, high = row[name]
+    assert low < centre < high
+  centre, low, high = row['final_difference']
+  assert 16 <= low and high <= 24
+
+
+def test_threshold_never_reached_counts_all_steps(transfer_runs):
+  _, tables = make(transfer_runs, '--transfer-report', '--threshold', '107')
+  row = {row['method']: row for row in tables['transfer'][0]}['FTL ω=0']
+  assert (row['reached'], row['scratch_reached']) == (2, 0)
+  assert row['steps_to_threshold'] == (1e6, 1e6, 1e6)
+  assert row['steps_saved'] == (0, 0, 0)
+
+
+def test_default_threshold_and_floor_of_negative_returns(tmp_path):
+  for seed in range(2):
+    write_run(tmp_path / f's{seed}', STEPS / 1e4 - 100.0, config=ftl(
+        'Cheetah', seed, transfer=False))
+    write_run(tmp_path / f't{seed}', STEPS / 1e4 - 50.0, config=ftl(
+        'Cheetah', seed, transfer=True, transfer_factor=0.1))
+  row, = make(tmp_path, '--transfer-report')[1]['transfer'][0]
+  floor, final = -94.5, -4.5
+  assert row['threshold'] == pytest.approx(floor + 0.9 * (final - floor))
+  assert row['area_ratio'][0] == pytest.approx(
+      (0.5 - floor) / (-49.5 - floor))
+
+
+def test_runs_are_compared_over_the_steps_all_have(tmp_path, capsys):
+  for seed in range(2):
+    write_run(tmp_path / f's{seed}', STEPS / 1e4, config=ftl(
+        'Hop', seed, transfer=False))
+    write_run(tmp_path / f't{seed}', STEPS[:40] / 1e4, STEPS[:40], config=ftl(
+        'Hop', seed, transfer=True, transfer_factor=0.1))
+  write_run(tmp_path / 'alone', [1, 2], config=ftl(
+      'Ant', 0, transfer=True, transfer_factor=0.1))
+  row, = make(tmp_path, '--transfer-report')[1]['transfer'][0]
+  assert row['steps'] == 4e5
+  assert row['final_difference'] == (0, 0, 0)
+  assert row['area_ratio'] == (1, 1, 1)
+  error = capsys.readouterr().err
+  assert '400K' in error and 'no scratch runs of Ant' in error
+
+
+def test_transfer_figure_and_omega_curve(transfer_runs):
+  figures, _ = make(transfer_runs, '--transfer-report')
+  panels = figures['transfer'].axes
+  assert [axes.get_title() for axes in panels] == [
+      'Jump-start', 'Area ratio', 'Final difference', 'Steps saved']
+  marks = [line for line in panels[2].lines if line.get_marker() == 'o']
+  assert [line.get_xdata()[0] for line in marks] == pytest.approx([12, 20, 8])
+  assert [t.get_text() for t in panels[0].get_yticklabels()] == [
+      'FTL ω=0', 'FTL ω=0.2', 'FTL ω=0.5']
+  axes, = figures['omega'].axes
+  assert axes.get_xlabel() == 'Transfer factor ω'
+  assert axes.get_xticks().tolist() == [0, 0.2, 0.5]
+  final = [line for line in axes.lines if line.get_marker() == 'o'][1]
+  np.testing.assert_allclose(
+      final.get_xydata(), [[0, 107.5], [0.2, 115.5], [0.5, 103.5]])
+  legend = [text.get_text() for text in figures['omega'].legends[0].get_texts()]
+  assert sorted(legend) == [
+      'FTL, final', 'FTL, overall', 'scratch, final', 'scratch, overall']
+
+
+# Figures
+
+
+def test_curves_have_a_panel_per_task_and_a_line_per_method(two_tasks):
+  figure = make(two_tasks)[0]['curves']
+  assert [axes.get_title() for axes in figure.axes] == [
+      'Cup Catch', 'Walker Walk']
+  assert [axes.get_ylabel() for axes in figure.axes] == ['Test return', '']
+  assert all(a.get_xlabel() == 'Environment steps' for a in figure.axes)
+  walker = figure.axes[1]
+  assert [line.get_ydata().tolist() for line in drawn_lines(walker)] == [
+      [30.0] * 10, [330.0] * 10]
+  assert drawn_lines(walker)[0].get_xdata().tolist() == [
+      5e4 + 1e5 * index for index in range(10)]
+  spread = np.std([10, 20, 60])
+  assert [(b[:, 1].min(), b[:, 1].max()) for b in bands(walker)] == [
+      pytest.approx((30 - spread, 30 + spread)),
+      pytest.approx((330 - spread, 330 + spread))]
+  assert len(figure.legends) == 1
+  assert [text.get_text() for text in figure.legends[0].get_texts()] == [
+      'dreamer', 'planet']
+  colors = [[line.get_color() for line in drawn_lines(axes)]
+            for axes in figure.axes]
+  assert colors[0] == colors[1] == list(plotting.PALETTES['contrast'][:2])
+
+
+@pytest.mark.parametrize('how, value, band', [
+    ('median', 20, (15, 40)), ('iqm', 30, (10, 60)), ('True', 30, None)])
+def test_aggregates_are_drawn(two_tasks, how, value, band):
+  walker = make(two_tasks, '--aggregate', how)[0]['curves'].axes[1]
+  assert drawn_lines(walker)[0].get_ydata().tolist() == [value] * 10
+  if band:
+    ys = bands(walker)[0][:, 1]
+    assert (ys.min(), ys.max()) == band
+
+
+def test_single_curves(two_tasks):
+  figures, _ = make(two_tasks, '--aggregate', 'none')
+  walker = figures['curves'].axes[1]
+  assert sorted(line.get_ydata()[0] for line in drawn_lines(walker)) == [
+      10, 20, 60, 310, 320, 360]
+  assert not walker.collections
+  assert len(figures['curves'].legends[0].get_texts()) == 2
+
+
+def test_all_tasks_are_normalised(two_tasks):
+  axes, = make(two_tasks, '--aggregate', 'iqm')[0]['all-tasks'].axes
+  assert axes.get_title() == '2 tasks'
+  # Sorted values 10, 20, 60, 110, 120, 160: one is cut off at either end.
+  np.testing.assert_allclose(
+      drawn_lines(axes)[0].get_ydata(), [310 / 4 / 1000] * 10)
+
+
+def test_options(two_tasks):
+  figure = make(
+      two_tasks, *(
+          '--tasks walker cup --methods planet --size 3 2 --cols 1 '
+          '--xlim 0 2e6 --ylim -1e3 500 --xlabel Steps --ylabel Score '
+          '--xticks 3 --labels planet PlaNet dmc_walker_walk Walk '
+          '--colors planet red').split())[0]['curves']
+  walker, cup = figure.axes
+  assert (walker.get_title(), cup.get_title()) == ('Walk', 'Cup Catch')
+  assert (walker.get_xlim(), walker.get_ylim()) == ((0, 2e6), (-1000, 500))
+  assert (walker.get_xlabel(), cup.get_xlabel()) == ('', 'Steps')
+  assert walker.get_ylabel() == cup.get_ylabel() == 'Score'
+  assert [t.get_text() for t in figure.legends[0].get_texts()] == ['PlaNet']
+  assert mpl_colors.same_color(walker.lines[0].get_color(), 'red')
+  assert figure.get_figwidth() == 3 and figure.get_figheight() > 4
+  figure.draw_without_rendering()
+  assert [t.get_text() for t in cup.get_xticklabels()] == ['0', '1M', '2M']
+
+
+def test_palettes(two_tasks):
+  colors = lambda *flags: [
+      line.get_color() for line in drawn_lines(
+          make(two_tasks, *flags)[0]['curves'].axes[0])]
+  assert colors('--palette', 'muted') == list(plotting.PALETTES['muted'][:2])
+  assert colors('--palette', '#111111', 'green') == ['#111111', 'green']
+  assert len(set(colors('--palette', 'viridis'))) == 2
+  assert colors('--palette', 'tab10') == ['#1f77b4', '#ff7f0e']
+
+
+def test_more_methods_than_colors_differ_in_dashes(tmp_path):
+  for index in range(20):
+    write_run(tmp_path / 'task' / f'm{index}' / '0', [1, 2, 3])
+  lines = make(tmp_path)[0]['curves'].axes[0].lines
+  assert len({(line.get_color(), line.get_linestyle()) for line in lines}) == 20
+
+
+def test_methods_are_sorted_by_number_after_scratch():
+  names = ['MMTL N=2', 'FTL ω=0.5', 'FTL ω=0.25', 'scratch', 'm10', 'm9', '4']
+  assert sorted(names, key=scores.method_order) == [
+      'scratch', '4', 'FTL ω=0.25', 'FTL ω=0.5', 'MMTL N=2', 'm9', 'm10']
+
+
+def test_one_evaluation_of_one_run_is_seen(tmp_path):
+  write_run(tmp_path / 'run', [5.0], [1e4])
+  line, = make(tmp_path)[0]['curves'].axes[0].lines
+  assert line.get_xydata().tolist() == [[5e4, 5.0]]
+  assert line.get_marker() == 'o'
+
+
+def test_step_texts():
+  assert [scores.si(x) for x in (0, 500, 1e3, 25e4, 1e6, 1.5e6, 2e9, 0.2)] == [
+      '0', '500', '1K', '250K', '1M', '1.5M', '2B', '0.2']
+  assert (scores.si(999999), scores.si(-2e5)) == ('1M', '-200K')
+
+
+# Published scores
+
+
+def test_published_data_are_copies():
+  shared = ROOT.parent / 'shared' / 'scores'
+  for name in ('baselines.json', 'dreamer.json'):
+    ours = (ROOT / 'baselines' / name).read_bytes()
+    if shared.exists():
+      assert ours == (shared / name).read_bytes()
+  source = (ROOT / 'baselines' / 'README.md').read_text()
+  assert 'danijar/dreamer' in source and 'MIT' in source
+
+
+def test_baseline_lines(two_tasks):
+  figure = make(two_tasks, '--baselines')[0]['curves']
+  cup, walker = figure.axes
+  published = json.loads((ROOT / 'baselines' / 'baselines.json').read_text())
+  levels = [
+      line.get_ydata()[0] for line in walker.lines
+      if len(line.get_xdata()) == 2]
+  known = list(published['dmc_walker_walk'].values())
+  assert len(levels) == 6 and set(known) < set(levels)
+  runs = [run for run in json.loads(
+      (ROOT / 'baselines' / 'dreamer.json').read_text())
+      if run['task'] == 'dmc_walker_walk']
+  early = [dict(zip(run['xs'], run['ys']))[905000.0] for run in runs]
+  late = [np.mean(run['ys'][45:]) for run in runs if len(run['ys']) == 50]
+  assert 0 < len(late) < 5
+  assert sorted(set(levels) - set(known)) == pytest.approx(
+      sorted([np.mean(early), np.mean(late)]))
+  texts = [text.get_text() for text in figure.legends[0].get_texts()]
+  assert texts[2:] == [
+      'Dreamer, published (1M)', 'Dreamer, published (5M)', 'PlaNet (1M)',
+      'SLAC (3M)', 'D4PG (100M)', 'A3C (100M, proprio)']
+
+
+def test_chosen_baselines(two_tasks, tmp_path, capsys):
+  figure = make(two_tasks, '--baselines', 'd4pg', 'planet')[0]['curves']
+  texts = [text.get_text() for text in figure.legends[0].get_texts()]
+  assert texts == ['dreamer', 'planet', 'PlaNet (1M)', 'D4PG (100M)']
+  write_run(tmp_path / 'bullet' / 'HopperBulletEnv-v0' / 'm' / '0', [1, 2])
+  make(tmp_path / 'bullet', '--baselines')
+  assert 'no published score' in capsys.readouterr().err
+
+
+# Size
+
+
+def test_two_hundred_long_runs_in_twenty_seconds(tmp_path):
+  rows = [json.dumps({
+      'step': step, 'test/return': step / 1e3, 'test/length': 1000.0,
+      'episodes': step}) for step in range(1000, 2001000, 1000)]
+  text = '\n'.join(rows) + '\n'
+  for index in range(200):
+    folder = tmp_path / f'task{index % 8}' / f'm{index // 8 % 5}' / f'{index}'
+    folder.mkdir(parents=True)
+    (folder / 'metrics.jsonl').write_text(text)
+  start = time.process_time()
+  plotting.main([
+      '--indir', str(tmp_path), '--outdir', str(tmp_path / 'out'),
+      '--bins', '3e4', '--aggregate', 'iqm'])
+  assert time.process_time() - start < 20
+
+
+def test_a_long_legend_is_cut(tmp_path):
+  for index in range(100):
+    write_run(tmp_path / 'logs' / f'run{index}', [1, 2])
+  figure = make(tmp_path / 'logs')[0]['curves']
+  texts = [text.get_text() for text in figure.legends[0].get_texts()]
+  assert len(texts) == 61
+  assert (texts[10], texts[-1]) == ('run10', 'and 40 more')
+
+
+@pytest.mark.slow
+def test_thirty_tasks_and_two_thousand_runs(tmp_path):
+  for index in range(2000):
+    write_run(
+        tmp_path / f'task{index % 30}' / f'm{index % 2}' / f'{index}',
+        STEPS[::5] / 1e4 + index % 7, STEPS[::5])
+  figure = make(tmp_path, '--aggregate', 'iqm')[0]['curves']
+  assert len(figure.axes) == 30
+  plotting.save(figure, tmp_path / 'curves')
+  assert (tmp_path / 'curves.png').stat().st_size > 1e5
