@@ -23,6 +23,8 @@ def deconv(x, kernel, bias):
     return tf.nn.bias_add(_deconv_pixel(x, kernel), bias)
   if PLAIN or kernel.shape[0] % 2:
     return tf.nn.bias_add(_deconv_plain(x, kernel), bias)
+  # A tensor, for custom gradients refuse the variables of mixed precision.
+  kernel = tf.convert_to_tensor(kernel)
   return tf.nn.bias_add(_deconv_subpixel(x, kernel), bias)
 
 

@@ -21,6 +21,8 @@ import models
 import tools
 
 HERE = pathlib.Path(__file__).parent
+SCRIPTS = (
+    'dreamer.py', 'dreamer-multi-task.py', 'dreamer-FTL.py', 'dreamer-MMTL.py')
 
 # Without AutoGraph, which nothing here needs, building takes two thirds of
 # the time.
@@ -52,6 +54,8 @@ def define_config():
   define('log_scalars', True, "Whether to log the agent's metrics.")
   define('log_images', True, 'Whether to log videos of evaluation episodes '
          'and open-loop predictions.')
+  define('log_histograms', False, 'Whether to log histograms of all variables '
+         'at evaluations.')
   define('save_every', 600.0, 'Seconds between checkpoints.', least=0)
   define('gpu_growth', True, 'Whether to take GPU memory only as needed.')
   define('threads', 0, 'Threads of TensorFlow; 0 takes all cores. With 1, '
@@ -151,21 +155,29 @@ class Dreamer:
   """World model, actor and value, and how they learn.
 
   Built from a configuration and the number of action dimensions alone; no
-  environment, replay or training step is needed.
+  environment, replay or training step is needed. Built in the scope of a
+  `tf.distribute` strategy, it learns on all devices of it.
   """
 
   script = 'dreamer.py'
+  # Whether a foreign variables.pkl in a new log directory is to be used.
+  takes_source = False
+  # What a new agent has from others, for people to read.
+  report = ''
 
   def __init__(self, config, action_dim):
     self.config = config
     self.action_dim = action_dim
+    self._strategy = tf.distribute.get_strategy()
     self.updates = 0
     self.step = 0
     self.calls = {True: 0, False: 0}
     self._dtype = compute_dtype(config.precision)
     self._build()
-    self._check_freeze()
+    for flag in ('freeze', 'weight_decay_pattern'):
+      check_pattern(flag, getattr(config, flag))
     self._optimizers = {}
+    self._watched = None
 
   @classmethod
   def start(cls, config, action_dim):
@@ -178,6 +190,9 @@ class Dreamer:
     agent = cls(config, action_dim)
     agent.restore(checkpoint)
     return agent
+
+  def begin(self, logdir):
+    """Called once in a new run, before anything is written to its logdir."""
 
   def _build(self):
     c = self.config
@@ -316,18 +331,44 @@ class Dreamer:
     self._make_optimizers()
     seed = tf.constant([self.config.seed, self.updates])
     self.updates += 1
-    return self._train(tensors(batch), seed)
+    return self._train(self._distribute(batch), seed)
+
+  def _distribute(self, batch):
+    """Gives each device of this machine its share of the sequences."""
+    strategy = self._strategy
+    if strategy.num_replicas_in_sync == 1:
+      return tensors(batch)
+    local = len(strategy.extended.worker_devices)
+    share = len(batch['reward']) // local
+
+    def part(context):
+      begin = context.replica_id_in_sync_group % local * share
+      return tensors({k: v[begin:begin + share] for k, v in batch.items()})
+
+    return strategy.experimental_distribute_values_from_function(part)
 
   @functools.cached_property
   def _train(self):
     return function(self._update, jit_compile=self.config.jit)
 
   def _update(self, data, seed):
-    grads, metrics = self.gradients(data, seed)
+    names = []
+
+    def gradients(data, seed):
+      grads, metrics = self.gradients(data, seed)
+      names[:] = metrics
+      return grads, tf.stack(list(metrics.values()))
+
+    # The gradients are those of all devices together, so all make the same
+    # step. One that is not finite is skipped.
+    run = self._strategy.run
+    grads, metrics = run(gradients, (data, seed))
+    metrics = dict(zip(names, tf.unstack(
+        self._strategy.reduce('MEAN', metrics, axis=None))))
     for name, optimizer in self._optimizers.items():
       finite = tf.math.is_finite(metrics[f'{name}_grad_norm'])
       tf.cond(
-          finite, lambda: optimizer.apply(grads[name]), lambda: None)
+          finite, lambda: run(optimizer.apply, (grads[name],)), lambda: None)
       optimizer.count(finite)
     return metrics
 
@@ -341,6 +382,48 @@ class Dreamer:
           tape, losses[name])
     return grads, metrics
 
+  @property
+  def skipped(self):
+    """Updates of each part that were left out because of bad numbers."""
+    return {
+        name: optimizer.skipped for name, optimizer in self._optimizers.items()}
+
+  @property
+  def stuck(self):
+    """Whether one of the parts takes no updates any more."""
+    return any(optimizer.stuck for optimizer in self._optimizers.values())
+
+  def bad_variables(self):
+    """Names of variables that are not finite."""
+    return [
+        f'variable {name}' for name, variable in self.variables.items()
+        if not np.isfinite(variable.numpy()).all()]
+
+  def bad_numbers(self, batch):
+    """Names of what is not finite when the last update is repeated.
+
+    In the order of the algorithm, so that the first is nearest to the cause.
+    """
+    self._watched = {}
+    seed = tf.constant([self.config.seed, self.updates - 1])
+    grads, _ = self.gradients(tensors(batch), seed)
+    for name, optimizer in self._optimizers.items():
+      for key, grad in zip(optimizer.names, grads[name]):
+        self._watch(**{f'{name} gradient of {key}': grad})
+    watched, self._watched = self._watched, None
+    return [
+        name for name, value in watched.items()
+        if not np.isfinite(np.asarray(value, np.float32)).all()]
+
+  def _watch(self, **tensors):
+    """Keeps tensors, or dicts of them, for `bad_numbers` to look at."""
+    if self._watched is None:
+      return
+    for name, value in tensors.items():
+      parts = value if isinstance(value, dict) else {'': value}
+      for key, part in parts.items():
+        self._watched[f'{name} {key}'.strip()] = part
+
   def losses(self, data, seed):
     """Losses of world model, actor and value on a batch, and metrics."""
     c = self.config
@@ -351,7 +434,7 @@ class Dreamer:
     shape = [*data['action'].shape[:2], c.stoch_size]
     post, prior = self._dynamics.observe(
         embed, data['action'], first=data.get('first'),
-        noise=tf.random.stateless_normal([2, *shape], model_seed))
+        noise=tools.noise([2, *shape], model_seed, axis=1))
     feat = self._dynamics.get_feat(post)
     likes = {
         'image': tf.reduce_mean(self._decode(feat).log_prob(data['image'])),
@@ -363,8 +446,13 @@ class Dreamer:
     prior_dist = self._dynamics.get_dist(prior)
     post_dist = self._dynamics.get_dist(post)
     div = tf.reduce_mean(tfd.kl_divergence(post_dist, prior_dist))
-    model_loss = c.kl_scale * tf.maximum(div, c.free_nats) - sum(
+    # The free nats are those of the batch of all devices together.
+    free = tools.replica_mean(div) < c.free_nats
+    model_loss = c.kl_scale * tf.where(free, c.free_nats, div) - sum(
         likes.values())
+    self._watch(
+        data=data, embed=embed, post=post, prior=prior, likelihood=likes,
+        div=div, model_loss=model_loss)
 
     imag_feat = self._imagine_ahead(post, behaviour_seed)
     reward = self._reward(imag_feat).mode()
@@ -383,12 +471,17 @@ class Dreamer:
     # hand serve the value's own loss too.
     value_loss = -tf.reduce_mean(weights * tools.UnitNormal(
         value[:-1]).log_prob(tf.stop_gradient(returns)))
+    self._watch(
+        imag_feat=imag_feat, imag_reward=reward, imag_value=value,
+        imag_pcont=pcont, returns=returns, actor_loss=actor_loss,
+        value_loss=value_loss)
 
     losses = {'model': model_loss, 'actor': actor_loss, 'value': value_loss}
     metrics = {f'{name}_loss': loss for name, loss in losses.items()}
     metrics.update({f'{name}_loss': -like for name, like in likes.items()})
-    entropy_noise = tf.random.stateless_normal(
-        [tools.TanhNormal.samples, *shape[:2], self.action_dim], metric_seed)
+    entropy_noise = tools.noise(
+        [tools.TanhNormal.samples, *shape[:2], self.action_dim], metric_seed,
+        axis=1)
     metrics.update(
         div=div, prior_ent=tf.reduce_mean(prior_dist.entropy()),
         post_ent=tf.reduce_mean(post_dist.entropy()),
@@ -406,7 +499,7 @@ class Dreamer:
     count = start['deter'].shape[0]
     seeds = tools.split_seed(seed, 2)
     noise = [
-        tf.random.stateless_normal([c.horizon, count, size], part)
+        tools.noise([c.horizon, count, size], part, axis=1)
         for size, part in zip((c.stoch_size, self.action_dim), seeds)]
 
     def step(prev, noise):
@@ -444,18 +537,11 @@ class Dreamer:
           key: variable for key, variable in self.variables.items()
           if key.split('/')[0] in modules and not self.frozen(key)}
       if variables:
-        self._optimizers[name] = tools.Optimizer(
-            name, variables, getattr(c, f'{name}_lr'), c.grad_clip,
-            c.weight_decay, c.weight_decay_pattern,
-            scaled=self._dtype == 'mixed_float16')
-
-  def _check_freeze(self):
-    try:
-      re.compile(self.config.freeze)
-    except re.error as error:
-      raise terminal.UserError(
-          f"--freeze '{self.config.freeze}' is not a regular expression: "
-          f'{error}.') from None
+        with self._strategy.scope():
+          self._optimizers[name] = tools.Optimizer(
+              name, variables, getattr(c, f'{name}_lr'), c.grad_clip,
+              c.weight_decay, c.weight_decay_pattern,
+              scaled=self._dtype == 'mixed_float16')
 
   # Looking inside
 
@@ -513,14 +599,16 @@ class Dreamer:
     for name, variable in self.variables.items():
       variable.assign(values[name])
 
-  def save(self, file, **extra):
-    """Writes a checkpoint."""
+  def save(self, file, keep=False, **extra):
+    """Writes a checkpoint; with `keep` the one before stays too."""
     checkpoints.save(file, {
-        'format': 'dreamer-checkpoint-1', **self.state(), **extra})
+        'format': 'dreamer-checkpoint-1', **self.state(), **extra}, keep)
 
   def load(self, file):
     """Reads the checkpoint of an agent of the same sizes, old format too."""
-    self.restore(checkpoints.load(file))
+    checkpoint = checkpoints.load(file)
+    check_shapes(self.variables, checkpoint['variables'], file)
+    self.restore(checkpoint)
 
   def save_single(self, module, file):
     """Writes one module, for example `agent._encode`, to a file."""
@@ -530,12 +618,22 @@ class Dreamer:
         self.config.plain())
 
 
-def check_shapes(variables, values):
+def check_pattern(flag, pattern):
+  """Raises a `UserError` if a flag's value is no regular expression."""
+  try:
+    re.compile(pattern)
+  except re.error as error:
+    raise terminal.UserError(
+        f"--{flag} '{pattern}' is not a regular expression: {error}."
+    ) from None
+
+
+def check_shapes(variables, values, where='the checkpoint'):
   """Raises a `UserError` that names variables without a fitting array."""
   missing = [name for name in variables if name not in values]
   if missing:
     raise terminal.UserError(
-        f'the checkpoint lacks {len(missing)} variables that the agent '
+        f'{where} lacks {len(missing)} variables that the agent '
         f'needs: {", ".join(missing[:4])}' + ', …' * (len(missing) > 4))
   wrong = [
       f'{name} is {list(values[name].shape)}, the agent needs '
@@ -543,7 +641,7 @@ def check_shapes(variables, values):
       if tuple(values[name].shape) != tuple(variable.shape)]
   if wrong:
     raise terminal.UserError(
-        'the checkpoint has other layer sizes: ' + '; '.join(wrong[:3]) +
+        f'{where} has other layer sizes: ' + '; '.join(wrong[:3]) +
         f'; and {len(wrong) - 3} more' * (len(wrong) > 3))
 
 
@@ -584,17 +682,18 @@ def load_agent(path):
       name: value for name, value in checkpoint['config'].items()
       if name in config})
   return script.Agent.from_checkpoint(
-      config, int(checkpoint['action_dim']), checkpoint)
+      config, checkpoint['action_dim'], checkpoint)
 
 
 def script_module(name):
   """The entry script called `name`, whose dash forbids a plain import."""
+  if name not in SCRIPTS:
+    raise terminal.UserError(
+        f"the checkpoint was written by '{name}', not by one of "
+        f'{", ".join(SCRIPTS)}.')
   if name == 'dreamer.py':
     return importlib.import_module('dreamer')
-  path = HERE / pathlib.PurePath(name).name
-  if not path.exists():
-    raise terminal.UserError(
-        f"the checkpoint was written by '{name}', which is not here.")
+  path = HERE / name
   spec = importlib.util.spec_from_file_location(path.stem, path)
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)

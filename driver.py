@@ -71,12 +71,22 @@ class Driver:
         } for records in self._open],
         'policy': self._state}
 
-  def restore(self, state):
-    """Takes the saved actions again; an episode that differs is dropped."""
+  def restore(self, state, finished=()):
+    """Takes the saved actions again; an episode that differs is dropped.
+
+    `finished` has the actions of the episodes that were finished after the
+    state was saved: those are not begun again.
+    """
+    if len(state['begun']) != len(self._envs):
+      self._begun = [max(state['begun']) + len(finished)] * len(self._envs)
+      return
     self._begun = list(state['begun'])
     self._state = state['policy']
     for index, saved in enumerate(state['open']):
-      if saved is None:
+      if saved is None or any(
+          begins_with(actions, saved['action']) for actions in finished):
+        # Every seed that may have been used since is passed over.
+        self._begun[index] += len(finished)
         continue
       self._begun[index] -= 1
       promise = self._begin(index)
@@ -92,10 +102,6 @@ class Driver:
             f'environment {index} did not repeat its unfinished episode '
             f'({error}): the episode is dropped.')
         self._open[index] = None
-
-  def skip_to(self, begun):
-    """Continues with the seeds after those of `begun` episodes each."""
-    self._begun = [max(own, begun) for own in self._begun]
 
   def _reset(self):
     """Begins an episode wherever none is open; says where."""
@@ -139,3 +145,8 @@ class Driver:
     self._open[index] = None
     if self._on_failure:
       self._on_failure(error)
+
+
+def begins_with(actions, beginning):
+  """Whether an episode's actions [records, A] begin with those given."""
+  return np.array_equal(actions[:len(beginning)], beginning)

@@ -179,7 +179,7 @@ class Config:
     elif isinstance(default, float) and type(value) is int:
       value = float(value)
     elif isinstance(default, int) and type(value) is float:
-      value = int(value) if value == int(value) else value
+      value = int(value) if value.is_integer() else value
     if type(value) is not type(default) and not isinstance(
         default, pathlib.Path):
       raise terminal.UserError(

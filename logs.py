@@ -3,38 +3,39 @@
 import io
 import json
 import math
+import os
 
 import numpy as np
 from PIL import Image
 
 from backend import tf
+import terminal
 
 
 class Logger:
-  """Writes scalars, videos and text of one log directory."""
+  """Writes what one run reports into its log directory.
+
+  Everything but the lines of metrics.jsonl goes to TensorBoard, where the part
+  of a tag before the first slash makes the group.
+  """
 
   def __init__(self, logdir):
     self._path = logdir / 'metrics.jsonl'
+    repair(self._path)
     self._writer = tf.summary.create_file_writer(
         str(logdir), max_queue=1000, flush_millis=20000)
-    if self._path.exists() and not self._path.read_bytes().endswith(b'\n'):
-      # A crash cut the last line; what follows must start on its own.
-      if self._path.stat().st_size:
-        with self._path.open('a') as file:
-          file.write('\n')
 
   def scalars(self, step, values, group):
     """A line of metrics.jsonl, and curves `group/name` in TensorBoard."""
-    line = {'step': int(step)}
-    for name, value in values.items():
-      value = value if isinstance(value, int) else float(value)
-      # JSON knows no NaN; null keeps the line readable everywhere.
-      line[name] = value if math.isfinite(value) else None
-    with self._path.open('a') as file:
-      file.write(json.dumps(line) + '\n')
+    values = {name: np.asarray(value).item() for name, value in values.items()}
+    # JSON knows no NaN; null keeps the line readable everywhere.
+    line = {
+        name: value if math.isfinite(value) else None
+        for name, value in values.items()}
+    self._append(json.dumps({'step': int(step), **line}) + '\n')
     with self._writer.as_default(step=int(step)):
       for name, value in values.items():
-        tf.summary.scalar(f'{group}/{name}', float(value))
+        tf.summary.scalar(f'{group}/{name}', value)
 
   def video(self, step, tag, frames, fps=20):
     """An animated image; frames `[T, H, W, 3]` uint8."""
@@ -47,8 +48,14 @@ class Logger:
       tf.summary.experimental.write_raw_pb(
           tf.compat.v1.Summary.SerializeToString(summary), int(step))
 
-  def text(self, tag, text, step=0):
-    """Text in TensorBoard's text page; Markdown."""
+  def histograms(self, step, arrays):
+    """Histograms of `{tag: array}`."""
+    with self._writer.as_default(step=int(step)):
+      for tag, array in arrays.items():
+        tf.summary.histogram(tag, array)
+
+  def text(self, step, tag, text):
+    """A page of Markdown; see `table` and `verbatim`."""
     with self._writer.as_default(step=int(step)):
       tf.summary.text(tag, text)
 
@@ -58,21 +65,68 @@ class Logger:
   def close(self):
     self._writer.close()
 
+  def _append(self, line):
+    try:
+      with self._path.open('a') as file:
+        file.write(line)
+    except OSError as error:
+      raise terminal.UserError(
+          f'{self._path} cannot be written: {error.strerror}.') from None
+
+
+def repair(path):
+  """Drops a last line of JSON that a crash cut off, so that others may follow.
+
+  A whole line that only lacks its end gets it.
+  """
+  if not path.exists():
+    return
+  data = path.read_bytes()
+  whole, newline, last = data.rpartition(b'\n')
+  if not last:
+    return
+  try:
+    json.loads(last)
+    with path.open('ab') as file:
+      file.write(b'\n')
+  except ValueError:
+    os.truncate(path, len(whole + newline))
+
+
+def table(values):
+  """A Markdown table of names and values."""
+  # As code, since patterns are full of signs that Markdown would take.
+  rows = [
+      f'| {name} | ' + f'`{value}`' * (value != '') + ' |'
+      for name, value in values.items()]
+  return '\n'.join(['| name | value |', '| --- | --- |', *rows])
+
+
+def verbatim(text):
+  """Markdown that shows the text as it is."""
+  return '\n'.join(f'    {line}' for line in text.splitlines())
+
 
 def gif(frames, fps=20):
   """Encodes frames `[T, H, W, 3]` uint8 as an animated GIF, as bytes.
 
-  All frames share one palette, made from a sample of them: a palette for each
-  frame takes 25 times as long.
+  A frame that equals the one before it only lengthens that one's time.
   """
-  frames = np.asarray(frames)
-  sample = frames[np.linspace(0, len(frames) - 1, 16).astype(int)]
-  palette = Image.fromarray(sample.reshape(-1, *sample.shape[2:])).quantize(256)
-  images = [
-      Image.fromarray(frame).quantize(
-          palette=palette, dither=Image.Dither.NONE) for frame in frames]
+  frames = np.ascontiguousarray(frames)
+  # One palette for all frames, made from some of their pixels: a palette for
+  # each frame takes 25 times as long, and longer where pictures are noisy.
+  pixels = frames.reshape(1, -1, 3)
+  sample = np.ascontiguousarray(pixels[:, ::1 + pixels.shape[1] // 2 ** 17])
+  palette = Image.fromarray(sample).quantize(256)
+  tall = Image.fromarray(frames.reshape(-1, *frames.shape[2:]))
+  indices = tall.quantize(palette=palette, dither=Image.Dither.NONE)
+  images = []
+  for index in np.asarray(indices).reshape(frames.shape[:3]):
+    images.append(Image.fromarray(index))
+    images[-1].putpalette(palette.getpalette())
   buffer = io.BytesIO()
+  # To optimize would give each frame a palette after all.
   images[0].save(
-      buffer, 'GIF', save_all=True, append_images=images[1:],
+      buffer, 'GIF', save_all=True, append_images=images[1:], optimize=False,
       duration=round(1000 / fps), loop=0)
   return buffer.getvalue()

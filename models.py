@@ -208,7 +208,7 @@ class RSSM(Module):
 
   def _recur(self, stoch, deter, action):
     x = self._img1(tf.concat([stoch, action], -1))
-    deter, _ = self._cell(x, [tf.convert_to_tensor(deter)])
+    deter, _ = self._cell(x, [tf.cast(deter, x.dtype)])
     return tf.cast(deter, tf.float32)
 
   def _prior(self, deter, noise):
@@ -230,7 +230,8 @@ class RSSM(Module):
 class DenseHead(Module):
   """Hidden dense layers and a scalar distribution of features [..., F].
 
-  `dist` is `normal` (standard deviation 1) or `binary`.
+  `units` is the size of all hidden layers or a list with that of each; `dist`
+  is `normal` (standard deviation 1) or `binary`.
   """
 
   def __init__(
@@ -239,9 +240,10 @@ class DenseHead(Module):
     super().__init__(name, **kwargs)
     self.inputs = inputs
     self._dist = dist
+    sizes = [inputs, *(units if np.ndim(units) else [units] * layers)]
     for index in range(layers):
-      self._dense(f'h{index}', inputs if index == 0 else units, units, act)
-    self._dense('hout', units if layers else inputs, 1)
+      self._dense(f'h{index}', sizes[index], sizes[index + 1], act)
+    self._dense('hout', sizes[-1], 1)
 
   def __call__(self, features):
     x = features
@@ -251,6 +253,39 @@ class DenseHead(Module):
     if self._dist == 'binary':
       return tfd.Independent(tfd.Bernoulli(logits=x, dtype=tf.float32), 0)
     return tools.UnitNormal(x)
+
+
+class MetaReward(DenseHead):
+  """Reward of features and of what other tasks' reward models say of them.
+
+  A dense network on [features, r̂_1 … r̂_N] (Sasso et al. 2023).
+  Gradients pass through the sources, named `source1` and so on, to the
+  features. Whoever trains this keeps the sources' own variables as they are.
+  """
+
+  def __init__(
+      self, name, inputs, layers, sources, units=400, act='elu', **kwargs):
+    """`sources`: for each the sizes of its hidden layers, `[[400, 400], …]`."""
+    super().__init__(
+        name, inputs + len(sources), layers, units, act, **kwargs)
+    self.inputs = inputs
+    self.sources = [
+        DenseHead(
+            f'{name}/source{index + 1}', inputs, len(hidden), hidden, act,
+            **kwargs)
+        for index, hidden in enumerate(sources)]
+
+  @property
+  def variables(self):
+    variables = super().variables
+    for source in self.sources:
+      variables.update(source.variables)
+    return variables
+
+  def __call__(self, features):
+    predictions = [source(features).mean() for source in self.sources]
+    return super().__call__(tf.concat(
+        [features, tf.stack(predictions, -1)], -1))
 
 
 class Actor(Module):

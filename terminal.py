@@ -22,6 +22,13 @@ def run(main, argv=None):
     _live.clear()
     print(f'error: {error}', file=sys.stderr, flush=True)
     status = 2
+  except KeyboardInterrupt:
+    _live.clear()
+    status = 130
+  except BrokenPipeError:
+    # Whoever read the output has gone (`| head`): nothing more to say.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    status = 1
   sys.exit(status or 0)
 
 

@@ -97,7 +97,8 @@ class OneHot:
       noise = tf.random.normal(tf.shape(self._logits))
     # Gumbel noise turns argmax into a draw; a normal number's cumulative
     # probability is the uniform number that Gumbel noise is made of.
-    uniform = tf.clip_by_value(tf.math.ndtr(noise), 1e-7, 1 - 1e-7)
+    uniform = 0.5 * tf.math.erfc(-noise / np.sqrt(2))
+    uniform = tf.clip_by_value(uniform, 1e-7, 1 - 1e-7)
     return self._straight(self._logits - tf.math.log(-tf.math.log(uniform)))
 
   def mode(self, noise=None):
@@ -130,8 +131,8 @@ def lambda_return(reward, value, pcont, bootstrap, lambda_, axis):
   """
   if not tf.is_tensor(pcont) and np.ndim(pcont) == 0:
     pcont = pcont * tf.ones_like(reward)
-  order = list(range(reward.shape.rank))
-  order[0], order[axis] = order[axis], order[0]
+  order = list(range(len(reward.shape)))
+  order.insert(0, order.pop(axis))
   reward, value, pcont = (
       tf.transpose(x, order) for x in (reward, value, pcont))
   following = tf.concat([value[1:], bootstrap[None]], 0)
@@ -140,7 +141,7 @@ def lambda_return(reward, value, pcont, bootstrap, lambda_, axis):
   for step in reversed(range(reward.shape[0])):
     last = inputs[step] + pcont[step] * lambda_ * last
     returns.append(last)
-  return tf.transpose(tf.stack(returns[::-1]), order)
+  return tf.transpose(tf.stack(returns[::-1]), np.argsort(order))
 
 
 def scan(step, inputs, start, unroll=False):
@@ -162,6 +163,28 @@ def scan(step, inputs, start, unroll=False):
     state = step(state, tf.nest.map_structure(lambda x: x[index], inputs))
     states.append(state)
   return tf.nest.map_structure(lambda *steps: tf.stack(steps), *states)
+
+
+def noise(shape, seed, axis):
+  """Standard normal numbers; with several replicas, this one's share.
+
+  All replicas draw what a single one would draw for the joined batch, and each
+  takes its part along `axis`: the number of devices changes no result.
+  """
+  context = tf.distribute.get_replica_context()
+  if context.num_replicas_in_sync == 1:
+    return tf.random.stateless_normal(shape, seed)
+  joined, begin = list(shape), [0] * len(shape)
+  joined[axis] *= context.num_replicas_in_sync
+  begin[axis] = context.replica_id_in_sync_group * shape[axis]
+  return tf.slice(tf.random.stateless_normal(joined, seed), begin, shape)
+
+
+def replica_mean(value):
+  """Mean of a scalar over all replicas, without gradient."""
+  context = tf.distribute.get_replica_context()
+  return context.all_reduce(
+      tf.distribute.ReduceOp.MEAN, tf.stop_gradient(value))
 
 
 def split_seed(seed, count):
@@ -191,10 +214,15 @@ class Optimizer:
     self._scaled = scaled
     self._scale = tf.Variable(2.0 ** 15 if scaled else 1.0, trainable=False)
     self._good = tf.Variable(0, trainable=False, dtype=tf.int64)
-    self.skipped_in_row = tf.Variable(0, trainable=False, dtype=tf.int64)
+    self._skipped = tf.Variable(0, trainable=False, dtype=tf.int64)
+    self._in_a_row = tf.Variable(0, trainable=False, dtype=tf.int64)
 
   def gradients(self, tape, loss):
-    """Clipped gradients of the mean loss over replicas, and their norm."""
+    """Clipped gradients of the mean loss over replicas, and their norm.
+
+    The norm is not finite if the loss is not: such an update is not to be
+    applied, although the gradients of an infinite loss can be finite.
+    """
     grads = tape.gradient(
         loss, list(self._variables.values()), output_gradients=self._scale)
     missing = [
@@ -203,9 +231,11 @@ class Optimizer:
       raise ValueError(
           f'the {self.name} loss does not depend on {", ".join(missing)}')
     context = tf.distribute.get_replica_context()
-    grads = context.all_reduce(tf.distribute.ReduceOp.MEAN, grads)
+    loss, grads = context.all_reduce(
+        tf.distribute.ReduceOp.MEAN, (loss, grads))
     grads = [grad / self._scale for grad in grads]
     norm = tf.linalg.global_norm(grads)
+    norm = tf.where(tf.math.is_finite(loss), norm, loss)
     if self._clip:
       grads, _ = tf.clip_by_global_norm(grads, self._clip, norm)
     return grads, norm
@@ -220,8 +250,9 @@ class Optimizer:
 
   def count(self, finite):
     """Keeps the books of an update that was applied, or skipped."""
-    self.skipped_in_row.assign(
-        tf.where(finite, tf.zeros_like(self._good), self.skipped_in_row + 1))
+    skip = tf.cast(~finite, tf.int64)
+    self._skipped.assign_add(skip)
+    self._in_a_row.assign((self._in_a_row + 1) * skip)
     if self._scaled:
       grown = self._good + 1 >= 2000
       self._good.assign(
@@ -233,13 +264,33 @@ class Optimizer:
   def scale(self):
     return self._scale
 
+  @property
+  def names(self):
+    """Names of the variables, in the order of the gradients."""
+    return list(self._variables)
+
+  @property
+  def skipped(self):
+    """Number of updates that were skipped so far."""
+    return int(self._skipped.numpy())
+
+  @property
+  def stuck(self):
+    """Whether so many updates in a row were skipped that none will follow.
+
+    Scaled losses overflow now and then, and from the largest scale to the
+    smallest it takes 24 updates.
+    """
+    return int(self._in_a_row.numpy()) >= (200 if self._scaled else 20)
+
   def state(self):
     """Everything that the next update depends on, as plain containers."""
     return {
         'iterations': self._adam.iterations.numpy(),
         'scale': self._scale.numpy(),
         'good': self._good.numpy(),
-        'skipped_in_row': self.skipped_in_row.numpy(),
+        'skipped': self._skipped.numpy(),
+        'in_a_row': self._in_a_row.numpy(),
         'm': _arrays(self._variables, self._adam._momentums),
         'v': _arrays(self._variables, self._adam._velocities)}
 
@@ -247,12 +298,14 @@ class Optimizer:
     self._adam.iterations.assign(state['iterations'])
     self._scale.assign(state['scale'])
     self._good.assign(state['good'])
-    self.skipped_in_row.assign(state['skipped_in_row'])
+    self._skipped.assign(state['skipped'])
+    self._in_a_row.assign(state['in_a_row'])
     for slots, values in (
         (self._adam._momentums, state['m']),
         (self._adam._velocities, state['v'])):
       for name, slot in zip(self._variables, slots):
-        slot.assign(values[name])
+        if name in values:  # What was frozen before has none.
+          slot.assign(values[name])
 
 
 def _arrays(names, variables):
@@ -291,17 +344,17 @@ class Means:
 
 
 class Every:
-  """Says when another `every` steps have passed; behind, it catches up."""
+  """Counts the periods of `every` steps that have passed."""
 
   def __init__(self, every):
     self._every = every
     self.last = None
 
   def __call__(self, step):
+    """How many ended since the last call; the first call counts as one."""
     if self.last is None:
       self.last = step
-      return True
-    if step < self.last + self._every:
-      return False
-    self.last += self._every
-    return True
+      return 1
+    periods = max(0, (step - self.last) // self._every)
+    self.last += periods * self._every
+    return periods

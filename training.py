@@ -28,8 +28,9 @@ import wrappers
 # Flags that may change when a run is continued; the others define the run.
 FREE = {
     'logdir', 'preset', 'steps', 'eval_every', 'eval_episodes', 'log_every',
-    'log_scalars', 'log_images', 'save_every', 'gpu_growth', 'threads',
-    'precision', 'jit', 'parallel', 'replay_memory', 'allow_changes'}
+    'log_scalars', 'log_images', 'log_histograms', 'save_every', 'gpu_growth',
+    'threads', 'precision', 'jit', 'parallel', 'replay_memory',
+    'allow_changes'}
 
 
 def main(argv, usage, define_config, agent_class, tasks=None):
@@ -61,11 +62,13 @@ def main(argv, usage, define_config, agent_class, tasks=None):
 
 def set_up_tensorflow(config):
   """Threads, memory and seed, before the first tensor is made."""
-  for device in tf.config.list_physical_devices('GPU'):
-    tf.config.experimental.set_memory_growth(device, config.gpu_growth)
-  if config.threads:
-    tf.config.threading.set_intra_op_parallelism_threads(config.threads)
-    tf.config.threading.set_inter_op_parallelism_threads(config.threads)
+  # A process can set these only once; later runs in it take what there is.
+  with contextlib.suppress(RuntimeError):
+    for device in tf.config.list_physical_devices('GPU'):
+      tf.config.experimental.set_memory_growth(device, config.gpu_growth)
+    if config.threads:
+      tf.config.threading.set_intra_op_parallelism_threads(config.threads)
+      tf.config.threading.set_inter_op_parallelism_threads(config.threads)
   tf.random.set_seed(config.seed)
 
 
@@ -79,16 +82,23 @@ class Run:
     self._named = named
     self._logdir = config.logdir
     self._checkpoint_file = config.logdir / 'variables.pkl'
-    # Nothing is written before all of this has succeeded.
-    self._id = self._own_id()
+    self._metrics_file = config.logdir / 'metrics.jsonl'
+    self._signals = stack.enter_context(Signals())
+    # A new run writes nothing before all of its parts are there.
+    self._new = not any((self._logdir / name).exists() for name in (
+        'config.json', 'episodes'))
+    if not self._new:
+      self._take_directory(stack)
     self._envs = self._make_envs(tasks, stack)
     self._test_envs = self._make_envs(list(dict.fromkeys(tasks)), stack)
     self._action_dim = self._envs[0].action_space.shape[0]
     self._match_actions()
-    make_directory(self._logdir)
-    stack.enter_context(replay.lock(self._logdir))
-    self._signals = stack.enter_context(Signals())
+    self._id = self._own_id()
     self._agent, saved = self._make_agent()
+    if self._new:
+      self._take_directory(stack)
+    if not saved:
+      self._agent.begin(self._logdir)
     self._save_config()
     self._replay = self._make_replay(stack)
     self._logger = stack.enter_context(
@@ -101,8 +111,9 @@ class Run:
         'eval': tools.Every(config.eval_every)}
     self._means = tools.Means()
     self._updates_due = 0
-    self._evaluations = 0
+    self._batch = None
     self._evaluated = None
+    self._env_failures = 0
     self._seconds = 0.0
     self._returns = {}
     self._status = None
@@ -121,16 +132,23 @@ class Run:
     """Trains to the end or to a signal; returns the exit status."""
     c = self._config
     self._announce()
+    if not self._checkpoint_file.exists():
+      # Before anything is learned: what was transferred is not read again.
+      self._save()
     try:
       self._prefill()
-      self._phase('train', c.steps)
+      if not self._signals.stop:
+        self._phase('train', c.steps)
       while self.step < c.steps and not self._signals.stop:
         self._agent.step = self.step
-        if self._clocks['eval'](self.step):
+        if self._clocks['eval'](self.step) and self._evaluated != self.step:
           self._evaluate()
-        if self._clocks['train'](self.step):
-          self._updates_due += (
-              c.train_steps if self._agent.updates else c.pretrain)
+          if self._signals.stop:
+            self._clocks['eval'].last -= c.eval_every  # It begins anew.
+            break
+        first = self._clocks['train'].last is None
+        periods = self._clocks['train'](self.step)
+        self._updates_due += c.pretrain if first else periods * c.train_steps
         self._train()
         if self._signals.stop:
           break
@@ -138,8 +156,7 @@ class Run:
           self._log()
         self._driver.step(self._agent)
         self._status.update(self.step)
-        if time.monotonic() - self._saved_at > c.save_every:
-          self._save()
+        self._save_on_time()
       if not self._signals.stop and self._evaluated != self.step:
         self._evaluate()
     finally:
@@ -164,6 +181,7 @@ class Run:
     while short() and not self._signals.stop:
       self._driver.step(self._random_policy)
       self._status.update(self.step)
+      self._save_on_time()
 
   def _random_policy(self, obs, reset, state):
     del reset, state
@@ -180,21 +198,39 @@ class Run:
       return
     with contextlib.closing(self._replay.batches(
         self._agent.updates, self._updates_due)) as batches:
-      for batch in batches:
-        self._means.add(self._agent.train(batch))
+      for self._batch in batches:
+        self._means.add(self._agent.train(self._batch))
         self._updates_due -= 1
         self._status.update(self.step, self._note())
         if self._signals.stop:
-          return
+          break
+        self._save_on_time()
+    self._check_numbers()
+
+  def _check_numbers(self):
+    """Ends the run when bad numbers keep it from learning."""
+    names = self._agent.bad_variables()
+    if self._agent.stuck and not names:
+      names = self._agent.bad_numbers(self._batch)
+    if names:
+      raise terminal.UserError(
+          f'nothing is learned any more at step {self.step:,}, because numbers '
+          f'are not finite. The first are: {", ".join(names[:5])}. Rewards may '
+          'be too large (--clip_rewards tanh) or learning rates too high; '
+          f'{self._checkpoint_file} is from before.')
 
   def _evaluate(self):
-    """Episodes of every task without exploration."""
+    """Episodes of every task without exploration.
+
+    They depend on the weights and the step alone, so that an evaluation that a
+    signal cuts off can begin anew.
+    """
     c = self._config
-    calls = dict(self._agent.calls)
+    self._agent.calls[False] = self.step
     tasks = list(dict.fromkeys(self._tasks))
     done = [[] for _ in tasks]
     collect = driver.Driver(
-        self._test_envs, [c.seed, 1, self._evaluations],
+        self._test_envs, [c.seed, 1, self.step],
         lambda index, episode: done[index].append(episode), self._env_failed)
 
     def policy(obs, reset, state):
@@ -203,11 +239,7 @@ class Run:
     while any(len(episodes) < c.eval_episodes for episodes in done):
       collect.step(policy)
       if self._signals.stop:
-        # Evaluates anew when the run goes on.
-        self._agent.calls.update(calls)
-        self._clocks['eval'].last -= c.eval_every
         return
-    self._evaluations += 1
     self._evaluated = self.step
     for task, episodes in zip(tasks, done):
       episodes = episodes[:c.eval_episodes]
@@ -219,6 +251,8 @@ class Run:
       batch = self._replay.sample(self._agent.updates)
       self._logger.video(
           self.step, 'agent/openl', self._agent.open_loop(batch), fps=10)
+    if c.log_histograms:
+      self._logger.histograms(self.step, self._agent.variables)
     self._logger.flush()
 
   # Reports
@@ -238,8 +272,8 @@ class Run:
         f'{mode}/length': length * self._config.action_repeat,
         'episodes': self._replay.episodes}
     if self._named:
-      values.update({
-          f'{task}/{name}': value for name, value in values.items()})
+      own = dict(values, episodes=len(self._replay.records(task)))
+      values.update({f'{task}/{name}': value for name, value in own.items()})
     self._logger.scalars(self.step, values, 'sim')
     self._returns[mode] = score
     self._status.update(self.step, self._note())
@@ -252,6 +286,9 @@ class Run:
       return
     values = self._means.read()
     values['expl_amount'] = self._agent.expl_amount()
+    values['env_failures'] = self._env_failures
+    for name, count in self._agent.skipped.items():
+      values[f'{name}_skipped'] = count
     values['fps'] = (self.step - step) / (now - then)
     self._logger.scalars(self.step, values, 'agent')
 
@@ -269,29 +306,63 @@ class Run:
     changed = {k: v for k, v in c.changed().items() if k != 'logdir'}
     terminal.say(f'{self._class.script} in {self._logdir}')
     terminal.say(' '.join(f'--{k} {v}' for k, v in changed.items()))
-    if self._agent.updates:
+    self._logger.text(self.step, 'config', logs.table(c.plain()))
+    if self.step:
       terminal.say(f'continues at step {self.step:,}')
+    if self._agent.report:
+      terminal.say(self._agent.report)
+      (self._logdir / 'transfer.txt').write_text(self._agent.report + '\n')
+      self._logger.text(
+          self.step, 'transfer', logs.verbatim(self._agent.report))
 
   def _env_failed(self, error):
     terminal.warn(f'an environment failed and was restarted: {error}')
-    self._means.add({'env_failures': 1.0})
+    self._env_failures += 1
 
   # Parts
 
+  def _take_directory(self, stack):
+    make_directory(self._logdir)
+    stack.enter_context(replay.lock(self._logdir))
+
   def _make_envs(self, tasks, stack):
+    """Environments with actions as wide as those of the widest task."""
     c = self._config
     settings = dict(
         action_repeat=c.action_repeat, time_limit=c.time_limit,
         termination=c.termination, render=c.render)
-    envs = []
-    for task in tasks:
-      env = workers.make(c.parallel, task, **settings)
+
+    def make(task, width=None):
+      env = workers.make(c.parallel, task, action_dim=width, **settings)
       stack.callback(env.close)
-      envs.append(env)
+      return env
+
+    envs = [make(task) for task in tasks]
+    widest = max(env.action_space.shape[0] for env in envs)
+    for index, task in enumerate(tasks):
+      if envs[index].action_space.shape[0] < widest:
+        envs[index].close()
+        envs[index] = make(task, widest)
     return envs
 
   def _match_actions(self):
-    pass
+    """Fits the flags to discrete actions; all tasks need actions of a kind."""
+    c = self._config
+    kinds = {
+        isinstance(env.action_space, wrappers.OneHot): task
+        for env, task in zip(self._envs, self._tasks)}
+    if len(kinds) > 1:
+      raise terminal.UserError(
+          f'{kinds[True]} has discrete actions and {kinds[False]} continuous '
+          'ones, and an agent has actions of one kind: train them apart.')
+    if True in kinds:
+      c.action_dist = 'onehot'
+      if c.expl == 'additive_gaussian':
+        c.expl = 'epsilon_greedy'
+    elif c.action_dist == 'onehot':
+      raise terminal.UserError(
+          f'--action_dist onehot is for discrete actions, {kinds[False]} has '
+          'continuous ones: leave the flag out.')
 
   def _make_agent(self):
     """The agent of this run, and its checkpoint if there is one."""
@@ -345,15 +416,28 @@ class Run:
     temporary.replace(self._logdir / 'config.json')
 
   def _own_checkpoint(self):
+    """What this run saved last, or None; never what another run saved."""
+    if self._new and self._class.takes_source:
+      return None
     saved = checkpoints.recover(self._checkpoint_file)
     if saved is None or saved.get('run') == self._id:
       return saved
+    message = f'{self._checkpoint_file} was not written by this run. '
+    own = checkpoints.previous(self._checkpoint_file)
+    if own.exists():
+      message += (
+          f'To continue the run, put its own last one, {own.name}, back in '
+          'place of it. ')
     raise terminal.UserError(
-        f'{self._checkpoint_file} was not written by this run: use another '
-        '--logdir, or dreamer-FTL.py to start from it.')
+        message + 'To start from it, give dreamer-FTL.py a new --logdir.')
+
+  def _save_on_time(self):
+    if time.monotonic() - self._saved_at > self._config.save_every:
+      self._save()
 
   def _save(self):
     """Writes everything that continuing needs."""
+    self._check_numbers()
     began = time.monotonic()
     self._agent.save(
         self._checkpoint_file, keep=True, run=self._id, progress={
@@ -361,9 +445,10 @@ class Run:
             'driver': tf.nest.map_structure(plain, self._driver.state()),
             'clocks': {k: v.last for k, v in self._clocks.items()},
             'means': self._means.state(),
+            'metrics': size_of(self._metrics_file),
             'updates_due': self._updates_due,
-            'evaluations': self._evaluations,
             'evaluated': self._evaluated,
+            'env_failures': self._env_failures,
             'returns': {k: float(v) for k, v in self._returns.items()},
             'seconds': self._seconds + began - self._began})
     self._logger.flush()
@@ -375,15 +460,46 @@ class Run:
       clock.last = progress['clocks'][name]
     self._means.restore(progress['means'])
     self._updates_due = progress['updates_due']
-    self._evaluations = progress['evaluations']
     self._evaluated = progress['evaluated']
+    self._env_failures = progress['env_failures']
     self._returns = dict(progress['returns'])
     self._seconds = progress['seconds']
-    if self._replay.episodes == progress['episodes']:
-      self._driver.restore(progress['driver'])
-    else:
-      # Episodes were finished after the checkpoint was written.
-      self._driver.skip_to(self._replay.episodes)
+    self._driver.restore(
+        progress['driver'], self._actions_since(progress['episodes']))
+    keep_lines(self._metrics_file, progress['metrics'], '"train/return"')
+
+  def _actions_since(self, count):
+    """Actions of each episode that was finished after the first `count`."""
+    paths = sorted(
+        path for path in (self._logdir / 'episodes').iterdir()
+        if replay.NAME.fullmatch(path.name) and size_of(path))
+    actions = []
+    for path in paths[count:]:
+      with contextlib.suppress(terminal.UserError):  # Damaged.
+        actions.append(replay.load_episode(path)['action'])
+    return actions
+
+
+def size_of(path):
+  """Bytes of a file, 0 where there is none."""
+  return path.stat().st_size if path.exists() else 0
+
+
+def keep_lines(path, start, word):
+  """Drops lines without `word` from byte `start` of a file on.
+
+  A run that was killed repeats its work since the checkpoint, and reports it
+  again. The episodes of that time are on disk and stay, and so do their lines.
+  """
+  if size_of(path) <= start:
+    return
+  content = path.read_bytes()
+  kept = [
+      line for line in content[start:].splitlines(keepends=True)
+      if word.encode() in line]
+  partial = path.with_name(f'{path.name}.tmp')
+  partial.write_bytes(content[:start] + b''.join(kept))
+  partial.replace(path)
 
 
 def plain(value):

@@ -1,0 +1,146 @@
+"""Trains on one task from a share of what an agent learned on others.
+
+Modular and fractional transfer (Sasso et al. 2023). First put the multi-task
+agent's variables.pkl into the new log directory, or name it with --source:
+
+python dreamer-FTL.py --task1 HalfCheetahBulletEnv-v0 --batch_length 50 \\
+    --envs 1 --steps 1e6 --transfer True --transfer_factor 0.2 \\
+    --logdir './logdir/frac-cheetah/'
+
+What becomes of a variable is said by the first of three patterns that its
+name contains; nothing has an optimizer state:
+
+  --reset   keeps its fresh initial value   actions of img1, output of actor
+  --scale   W ← W_fresh + ω · W_source      outputs of reward, value, pcont
+  --copy    takes the source's value        all others
+
+A name that no pattern fits is reset too. `dynamics/img1/kernel` is two parts,
+`…/stoch` and `…/action`: the rows of actions mean other joints in other tasks.
+Variables that fit --freeze are not trained afterwards.
+"""
+
+import re
+
+import numpy as np
+
+import dreamer
+import terminal
+import transfer
+
+RULES = ('reset', 'scale', 'copy')
+IMG1 = 'dynamics/img1/kernel'
+
+
+def define_config():
+  config = transfer.define_config()
+  define = config.define
+  define('transfer', False, 'Start from a source instead of from scratch.')
+  define('transfer_factor', 0.2, 'ω, the share of the source in what is '
+         'scaled; 0 is modular transfer alone.', least=0)
+  define('source', '', 'Log directory or checkpoint to transfer from. Without '
+         'it, variables.pkl in the new log directory, which becomes '
+         'source.pkl.')
+  define('reset', f'^actor/hout|^{IMG1}/action', 'Names that stay fresh.')
+  define('scale', '^(reward|value|pcont)/hout', 'Names that get ω of the '
+         'source.')
+  define('copy', '.*', 'Names that are copied.')
+  return config
+
+
+class FractionalTransfer(dreamer.Dreamer):
+  """An agent that begins with a source's variables, by rule."""
+
+  script = 'dreamer-FTL.py'
+  takes_source = True
+
+  @classmethod
+  def start(cls, config, action_dim):
+    agent = cls(config, action_dim)
+    path = find_source(config)
+    if config.transfer:
+      agent._transfer(path, transfer.read_agent(path, config))
+    return agent
+
+  def _transfer(self, path, source):
+    c = self.config
+    for kind in RULES:
+      dreamer.check_pattern(kind, getattr(c, kind))
+    fresh = parts({k: v.numpy() for k, v in self.variables.items()})
+    rules = {name: rule(name, c) for name in fresh}
+    source = parts(source)
+    dreamer.check_shapes(
+        {k: v for k, v in fresh.items() if rules[k] != 'reset'}, source, path)
+    values = {
+        'reset': lambda name: fresh[name],
+        'scale': lambda name: (
+            fresh[name] + np.float32(c.transfer_factor) * source[name]),
+        'copy': lambda name: source[name]}
+    self.assign(whole({name: values[rules[name]](name) for name in fresh}))
+    self.report = transfer.report(
+        f'Transfer from {path}', rules, fresh, self.frozen, c.transfer_factor)
+
+  def begin(self, logdir):
+    """Puts what lies in the place of this run's checkpoint aside."""
+    if (logdir / 'variables.pkl').exists():
+      (logdir / 'variables.pkl').rename(logdir / 'source.pkl')
+      terminal.say(f'variables.pkl in {logdir} is of another run: it is now '
+                   'source.pkl.')
+
+
+def find_source(config):
+  """The file to transfer from; None only if nothing is transferred."""
+  files = [config.logdir / 'variables.pkl', config.logdir / 'source.pkl']
+  files = [file for file in files if file.exists()]
+  if config.source:
+    named = transfer.file_in(config.source)
+    if not any(named.exists() and named.samefile(file) for file in files):
+      files.append(named)
+  if len(files) > 1:
+    raise terminal.UserError(
+        f'{files[0]} and {files[1]} could both be the source: remove one.')
+  if config.transfer and not files:
+    raise terminal.UserError(
+        f'--transfer True needs a source: put the variables.pkl of an agent '
+        f'into {config.logdir}, or name one with --source.')
+  return files[0] if files else None
+
+
+def rule(name, config):
+  """What becomes of a variable: 'reset', 'scale' or 'copy'."""
+  for kind in RULES:
+    pattern = getattr(config, kind)
+    if pattern and re.search(pattern, name):
+      return kind
+  return 'reset'
+
+
+def parts(values):
+  """Cuts the kernel of img1 into the rows of stoch and those of actions."""
+  values = dict(values)
+  if IMG1 in values and 'dynamics/img3/bias' in values:
+    stoch = len(values['dynamics/img3/bias']) // 2
+    kernel = values.pop(IMG1)
+    values[f'{IMG1}/stoch'] = kernel[:stoch]
+    values[f'{IMG1}/action'] = kernel[stoch:]
+  return values
+
+
+def whole(values):
+  """The inverse of `parts`."""
+  values = dict(values)
+  values[IMG1] = np.concatenate([
+      values.pop(f'{IMG1}/{part}') for part in ('stoch', 'action')])
+  return values
+
+
+Agent = FractionalTransfer
+
+
+def main(argv):
+  import training
+  return training.main(
+      argv, __doc__, define_config, Agent, transfer.tasks)
+
+
+if __name__ == '__main__':
+  terminal.run(main)

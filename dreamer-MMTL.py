@@ -1,0 +1,149 @@
+"""Trains on one task with reward models of others as inputs of its own.
+
+Meta-model transfer (Sasso et al. 2023):
+
+python dreamer-MMTL.py --task1 HopperBulletEnv-v0 --n_meta 2 \\
+    --meta1 HalfCheetahBulletEnv-v0 --meta2 AntBulletEnv-v0 \\
+    --batch_length 50 --envs 1 --steps 1e6 --logdir './logdir/mmtl-hopper/'
+
+The multi-task agent's encoder and decoder are taken over and frozen, so that
+all agents trained on them see alike. The reward model is a dense network on
+[features, r̂_1 … r̂_N], where r̂_i is what the frozen reward model of another
+task says of the same features. Everything else learns from scratch.
+
+With --n_meta 0 the reward model is the ordinary one: so are the agents trained
+whose reward models serve as sources. export.py makes the files: encoder.pkl
+and decoder.pkl, looked for in the log directory and the one above it, and
+./stored_meta/HalfCheetahBulletEnv-v0.pkl or just cheetah.pkl.
+"""
+
+import dreamer
+import models
+import terminal
+import transfer
+
+
+def define_config():
+  config = transfer.define_config()
+  define = config.define
+  define('encoder', '', 'Module file, checkpoint or log directory with the '
+         'encoder. Without it, encoder.pkl in the log directory or above.')
+  define('decoder', '', 'The same for the decoder; it is trained if neither '
+         "there nor in the encoder's file there is one.")
+  define('n_meta', 0, 'Number of source reward models.', least=0,
+         most=transfer.MOST)
+  transfer.define_numbered(
+      config, 'meta', 'Source reward model {}: a task in ./stored_meta, or '
+      'the path of a module file, checkpoint or log directory.')
+  define('num_meta_lay', 1, 'Hidden layers between the predictions of the '
+         'sources and the reward.', least=0)
+  return config
+
+
+def tasks(config):
+  given = len(transfer.numbered(config, 'meta'))
+  if given != config.n_meta:
+    raise terminal.UserError(
+        f'--n_meta {config.n_meta} does not fit the sources given, {given}: '
+        'name each with --meta1, --meta2 and so on.')
+  return transfer.tasks(config)
+
+
+class MetaModel(dreamer.Dreamer):
+  """An agent with a frozen autoencoder and frozen source reward models."""
+
+  script = 'dreamer-MMTL.py'
+
+  def __init__(self, config, action_dim, given):
+    """`given`: the frozen modules as `{module: {variable: array}}`."""
+    self._given = list(given)
+    self._sources = [
+        transfer.hidden_sizes(arrays) for module, arrays in given.items()
+        if module.startswith('reward/')]
+    super().__init__(config, action_dim)
+
+  @classmethod
+  def start(cls, config, action_dim):
+    files, given = read_modules(config)
+    agent = cls(config, action_dim, given)
+    for module, arrays in given.items():
+      own = transfer.of_module(module, agent.variables)
+      dreamer.check_shapes(own, arrays, files[module])
+      for name, variable in own.items():
+        variable.assign(arrays[name])
+    agent.report = transfer.report(
+        '\n'.join(
+            f'{module} from {file}, frozen' for module, file in files.items())
+        + '\nno decoder was found: it is trained' * ('decoder' not in files),
+        {name: 'copy' if transfer.module_of(name) in given else 'reset'
+         for name in agent.variables}, agent.variables, agent.frozen)
+    return agent
+
+  @classmethod
+  def from_checkpoint(cls, config, action_dim, checkpoint):
+    agent = cls(config, action_dim, {
+        module: transfer.of_module(module, checkpoint['variables'])
+        for module in checkpoint['frozen']})
+    agent.restore(checkpoint)
+    return agent
+
+  def state(self):
+    return dict(super().state(), frozen=self._given)
+
+  def frozen(self, name):
+    return transfer.module_of(name) in self._given or super().frozen(name)
+
+  def _build_reward(self, head):
+    if not self._sources:
+      return super()._build_reward(head)
+    return models.MetaReward(
+        'reward', layers=self.config.num_meta_lay, sources=self._sources,
+        **head.keywords)
+
+
+def read_modules(config):
+  """Files and arrays of the modules to freeze, by module."""
+  files = {
+      f'reward/source{number}': transfer.find_reward(name)
+      for number, name in enumerate(transfer.numbered(config, 'meta'), 1)}
+  given = {
+      module: read_reward(file, module, config)
+      for module, file in files.items()}
+  encoder = transfer.find_module('encoder', config)
+  if not encoder:
+    raise terminal.UserError(
+        f'there is no encoder.pkl in {config.logdir} or above it: make it with '
+        'export.py, or name a file with --encoder.')
+  files['encoder'] = encoder
+  given['encoder'] = transfer.read_module(encoder, 'encoder', config)
+  decoder = transfer.find_module('decoder', config)
+  if not decoder and transfer.has_module(encoder, 'decoder'):
+    decoder = encoder
+  if decoder:
+    files['decoder'] = decoder
+    given['decoder'] = transfer.read_module(decoder, 'decoder', config)
+  return files, given
+
+
+def read_reward(file, module, config):
+  """A reward model under the name it has as a source."""
+  arrays = transfer.read_module(file, 'reward', config)
+  if any(name.startswith('reward/source') for name in arrays):
+    raise terminal.UserError(
+        f'{file} has a reward model on others; a source is an ordinary one, '
+        'as --n_meta 0 trains it.')
+  return {
+      name.replace('reward', module, 1): array
+      for name, array in arrays.items()}
+
+
+Agent = MetaModel
+
+
+def main(argv):
+  import training
+  return training.main(argv, __doc__, define_config, Agent, tasks)
+
+
+if __name__ == '__main__':
+  terminal.run(main)

@@ -1,0 +1,48 @@
+"""Writes one module of an agent to a file of its own, for dreamer-MMTL.py.
+
+python3 export.py --from ./logdir --module encoder --to ./logdir/encoder.pkl
+
+In Python, on an agent from `dreamer.load_agent('./logdir')`, the same is
+`agent.save_single(agent._encode, './logdir/encoder.pkl')`.
+"""
+
+import pathlib
+
+import checkpoints
+import flags
+import terminal
+
+
+def define_config():
+  config = flags.Config()
+  config.define('from', '', 'Log directory, or checkpoint in either format.')
+  config.define('module', 'encoder', 'What to take of it.',
+                list(checkpoints.LAYERS))
+  config.define('to', '', 'File to write, for example ./encoder.pkl.')
+  return config
+
+
+def main(argv):
+  config = define_config()
+  if '--help' in argv or '-h' in argv:
+    print(config.help(__doc__))
+    return
+  source, module, target = config.parse(argv).plain().values()
+  for name, value in (('from', source), ('to', target)):
+    if not value:
+      raise terminal.UserError(f'--{name} is missing; see --help.')
+  file = pathlib.Path(source)
+  if file.is_dir():
+    file /= 'variables.pkl'
+  if pathlib.Path(target).exists():
+    raise terminal.UserError(
+        f'{target} is there already: remove it or choose another name.')
+  config = checkpoints.load(file)['config']
+  variables = checkpoints.module(file, module)
+  checkpoints.save_module(target, module, variables, config)
+  size = sum(array.size for array in variables.values())
+  terminal.say(f'{target}: the {module} of {file}, {size:,} parameters.')
+
+
+if __name__ == '__main__':
+  terminal.run(main)

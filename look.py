@@ -1,0 +1,217 @@
+"""Draws what a model predicts of an episode that it does not see.
+
+python3 look.py --from ./logdir/swingup/dreamer/0 --out ./strip.png
+
+The model sees the first images and imagines the others from the actions alone.
+Above are truth, prediction and error (grey is none), below the reward of the
+same records.
+"""
+
+import pathlib
+
+import matplotlib
+from matplotlib import figure as mpl_figure
+from matplotlib import ticker as mpl_ticker
+import numpy as np
+
+import terminal
+import flags
+from backend import tf
+import evaluate
+import plotting
+import replay
+import transfer
+
+COLUMNS = 15
+ROWS = ('truth', 'prediction', 'error')
+SEEN = '0.93'  # Grey behind what the model has seen.
+
+
+def define_config():
+  config = flags.Config()
+  define = config.define
+  define('from', '', 'Log directory, or checkpoint in either format.')
+  define('episode', '', 'File of an episode; else the newest of the run.')
+  define('start', 0, 'First record of the episode to show.', least=0)
+  define('context', 5, 'Records that the model sees.', least=1)
+  define('length', 50, 'Records to show, if the episode has as many.', least=2)
+  define('seed', 0, "Fixes the model's samples.", least=0, most=2 ** 31 - 1)
+  define('out', 'strip.png', 'File to write, a .png or .pdf.')
+  return config
+
+
+def main(argv):
+  config = define_config()
+  if '--help' in argv or '-h' in argv:
+    print(config.help(__doc__))
+    return
+  config.parse(argv)
+  source, out = getattr(config, 'from'), pathlib.Path(config.out)
+  if out.suffix not in ('.png', '.pdf'):
+    raise terminal.UserError(f'--out {out} must end in .png or .pdf.')
+  agent, _ = evaluate.load(source)
+  file = pathlib.Path(config.episode or newest_episode(source))
+  episode = read_episode(file, agent, config)
+  tf.random.set_seed(config.seed)
+  seen = predict(agent, episode, config.context)
+  figure = draw(seen, config.context, config.start)
+  try:
+    with matplotlib.rc_context(plotting.STYLE):
+      figure.savefig(out, dpi=300)
+  except OSError as error:
+    raise terminal.UserError(
+        f'{out} cannot be written: {error.strerror}.') from None
+  terminal.say(
+      f'{out} shows records {config.start} to '
+      f'{config.start + len(seen["reward"]) - 1} of {file}')
+
+
+def newest_episode(source):
+  """The last episode of the run that a checkpoint is of."""
+  path = pathlib.Path(source)
+  folder = (path if path.is_dir() else path.parent) / 'episodes'
+  files = [
+      file for file in folder.glob('*.npz') if replay.NAME.fullmatch(file.name)]
+  if not files:
+    raise terminal.UserError(
+        f'there are no episodes in {folder}: name one with --episode.')
+  return max(files, key=lambda file: file.name)
+
+
+def read_episode(file, agent, config):
+  """Arrays of the records to show."""
+  episode = replay.load_episode(file)
+  actions = episode['action'].shape[1]
+  if actions != agent.action_dim:
+    raise terminal.UserError(
+        f'{file} has {actions} actions and the agent {agent.action_dim}: it is '
+        'of another task.')
+  if episode['image'].shape[1:] != (64, 64, 3):
+    raise terminal.UserError(
+        f'{file} has images {list(episode["image"].shape[1:])}, the agent sees '
+        '[64, 64, 3].')
+  keys = ('image', 'action', 'reward')
+  shown = slice(config.start, config.start + config.length)
+  episode = {key: episode[key][shown] for key in keys}
+  if len(episode['reward']) <= config.context:
+    raise terminal.UserError(
+        f'{len(episode["reward"])} records of {file} from --start '
+        f'{config.start} on leave nothing to predict after --context '
+        f'{config.context}.')
+  return episode
+
+
+def predict(agent, episode, context):
+  """What a model that sees `context` records says of them and of the rest.
+
+  Args:
+    agent: from `dreamer.load_agent`.
+    episode: `image` [T, 64, 64, 3] uint8, `action` [T, A], `reward` [T].
+    context: Records from which the state is inferred; the others are imagined
+      from the actions, with samples of the model.
+
+  Returns:
+    `truth` and `prediction` [T, 64, 64, 3] in 0 to 1, `reward` [T] as the agent
+    learns it, and `rewards`, {who predicts: [T]}.
+  """
+  data = agent._preprocess(
+      {key: tf.convert_to_tensor(value[None]) for key, value in episode.items()})
+  embed = agent._encode({'image': data['image'][:, :context]})
+  post, _ = agent._dynamics.observe(embed, data['action'][:, :context])
+  prior = agent._dynamics.imagine(
+      data['action'][:, context:], {key: x[:, -1] for key, x in post.items()})
+  feat = tf.concat([agent._dynamics.get_feat(x) for x in (post, prior)], 1)
+  return {
+      'truth': data['image'][0].numpy() + 0.5,
+      'prediction': np.clip(
+          agent._decode(feat).mode()[0].numpy() + 0.5, 0, 1),
+      'reward': data['reward'][0].numpy(),
+      'rewards': {
+          name: head(feat).mode()[0].numpy()
+          for name, head in reward_heads(agent).items()}}
+
+
+def reward_heads(agent):
+  """The reward model and, where it rests on others, each of those."""
+  heads = {'prediction': agent._reward}
+  sources = getattr(agent._reward, 'sources', [])
+  if sources:
+    names = transfer.numbered(agent.config, 'meta')
+    heads.update({
+        f'source {pathlib.Path(name).stem}': head
+        for name, head in zip(names, sources)})
+  return heads
+
+
+# Drawing; lengths are in inches.
+
+def draw(seen, context, start=0):
+  """The figure of what `predict` returns, as wide as a page of two columns."""
+  total = len(seen['reward'])
+  every = -(-total // COLUMNS)
+  shown = np.arange((total - 1) % every // 2, total, every)
+  left, right, top, bottom, gap, height = 0.75, 0.1, 0.22, 0.42, 0.3, 1.2
+  side = min((6.9 - left - right) / len(shown), 0.9)
+  gap += 0.17 * (len(seen['rewards']) // 3)  # Further lines of the legend.
+  width = left + side * len(shown) + right
+  full = top + 3 * side + gap + height + bottom
+  with matplotlib.rc_context(plotting.STYLE):
+    figure = mpl_figure.Figure((width, full))
+    box = left / width, side * len(shown) / width
+    strip = figure.add_axes(
+        [box[0], 1 - (top + 3 * side) / full, box[1], 3 * side / full])
+    curves = figure.add_axes([box[0], bottom / full, box[1], height / full])
+    # The curves have the time axis of the strip: a column stands at the
+    # middle of its picture.
+    draw_strip(strip, seen, shown, context)
+    draw_rewards(curves, seen, start, context)
+    curves.set_xlim(start + shown[0] - every / 2, start + shown[-1] + every / 2)
+    curves.set_xticks(start + shown)
+  return figure
+
+
+def draw_strip(axes, seen, shown, context):
+  """Rows truth, prediction, error; columns the records `shown`."""
+  rows = [seen[name][shown] for name in ROWS[:2]]
+  rows.append((rows[1] - rows[0] + 1) / 2)
+  count, size = len(shown), rows[0].shape[1]
+  axes.imshow(
+      np.concatenate([np.concatenate(row, 1) for row in rows]), vmin=0, vmax=1,
+      extent=(0, count, 3, 0), aspect='auto')
+  axes.hlines(range(4), 0, count, '0.85', linewidth=1, clip_on=False)
+  axes.vlines(range(count + 1), 0, 3, '0.85', linewidth=1, clip_on=False)
+  axes.set_yticks([0.5, 1.5, 2.5], ROWS)
+  axes.set_xticks([])
+  axes.tick_params(length=0)
+  axes.grid(False)
+  for spine in axes.spines.values():
+    spine.set_visible(False)
+  known = np.count_nonzero(shown < context)
+  for begin, end, text in ((0, known, 'seen'), (known, count, 'imagined')):
+    if begin == end:
+      continue
+    axes.hlines(
+        -0.1, begin + 0.05, end - 0.05, '0.4', linewidth=0.8, clip_on=False)
+    axes.text(
+        (begin + end) / 2, -0.16, text, ha='center', va='bottom', fontsize=8)
+
+
+def draw_rewards(axes, seen, start, context):
+  """True reward and what each model predicts of it."""
+  time = start + np.arange(len(seen['reward']))
+  axes.axvspan(time[0] - 1e3, time[context] - 0.5, color=SEEN, zorder=0)
+  axes.plot(time, seen['reward'], 'black', label='truth')
+  looks = zip(plotting.PALETTES['contrast'], ['-'] + ['--'] * 10)
+  for (name, values), (color, line) in zip(seen['rewards'].items(), looks):
+    axes.plot(
+        time, values, color=color, linestyle=line, label=name,
+        linewidth=1.5 if line == '-' else 1)
+  axes.set_xlabel('Time (decisions)')
+  axes.set_ylabel('Reward')
+  axes.legend(
+      loc='lower left', bbox_to_anchor=(0, 1), ncols=3, frameon=False,
+      borderaxespad=0.2, handlelength=1.5, columnspacing=1.2)
+
+
+if __name__ == '__main__':
+  terminal.run(main)

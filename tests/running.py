@@ -1,0 +1,131 @@
+"""Starts runs, in this process or in one of their own, and reads their logs."""
+
+import contextlib
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+ROOT = pathlib.Path(__file__).parent.parent
+SWINGUP = 'InvertedPendulumSwingupBulletEnv-v0'
+
+
+def flags(logdir, **values):
+  """Arguments of a debug run."""
+  values = {
+      'logdir': logdir, 'preset': 'debug', 'task': SWINGUP,
+      'log_images': False, **values}
+  return [word for k, v in values.items() for word in (f'--{k}', str(v))]
+
+
+def run(logdir, **values):
+  """Runs in this process as the script would; returns the exit status."""
+  import dreamer
+  import terminal
+  try:
+    terminal.run(dreamer.main, flags(logdir, **values))
+  except SystemExit as exit:
+    return exit.code
+
+
+class Process:
+  """A run in a process of its own."""
+
+  def __init__(self, logdir, env=None, **values):
+    self.logdir = pathlib.Path(logdir)
+    self.popen = subprocess.Popen(
+        [sys.executable, str(ROOT / 'dreamer.py'), *flags(logdir, **values)],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        cwd=ROOT / 'tests', env={**os.environ, **(env or {})})
+    self.output = ''
+
+  def wait_for(self, condition, seconds=200):
+    """Waits until `condition()` holds; the run must still be going then."""
+    limit = time.monotonic() + seconds
+    while not condition():
+      if self.popen.poll() is not None or time.monotonic() > limit:
+        self.popen.kill()
+        raise AssertionError('too late: ' + self.popen.communicate()[0])
+      time.sleep(0.01)
+
+  def end(self, *signals):
+    """Sends signals, all at once; returns the exit status."""
+    if len(signals) > 1:  # A stopped process gets them together.
+      self.popen.send_signal(signal.SIGSTOP)
+    for number in signals:
+      self.popen.send_signal(number)
+    if len(signals) > 1:
+      self.popen.send_signal(signal.SIGCONT)
+    self.output += self.popen.communicate(timeout=200)[0]
+    return self.popen.returncode
+
+  def workers(self):
+    """Ids of the worker processes."""
+    return [
+        pid for pid, (parent, command) in processes().items()
+        if parent == self.popen.pid and 'workers.py' in command]
+
+
+def processes():
+  """`{id: (parent, command line)}` of the processes of this machine."""
+  found = {}
+  for path in pathlib.Path('/proc').glob('[0-9]*'):
+    with contextlib.suppress(OSError):
+      stat = (path / 'stat').read_text().rpartition(')')[2].split()
+      if stat[0] != 'Z':
+        command = (path / 'cmdline').read_text().replace('\0', ' ')
+        found[int(path.name)] = int(stat[1]), command
+  return found
+
+
+def lines(logdir):
+  """Lines of metrics.jsonl without the one number that measures time."""
+  path = pathlib.Path(logdir) / 'metrics.jsonl'
+  if not path.exists():
+    return []
+  found = [json.loads(line) for line in path.read_text().splitlines()]
+  for line in found:
+    line.pop('fps', None)
+  return found
+
+
+def episodes(logdir):
+  """Names of the episodes, oldest first."""
+  return sorted(
+      path.name for path in (pathlib.Path(logdir) / 'episodes').glob('*.npz'))
+
+
+def content(logdir):
+  """`{name: bytes}` of all files but the lock, which has no content to keep."""
+  return {
+      str(path.relative_to(logdir)): path.read_bytes()
+      for path in pathlib.Path(logdir).rglob('*')
+      if path.is_file() and path.name != '.lock'}
+
+
+@contextlib.contextmanager
+def at_call(owner, name, count, action):
+  """Does `action()` before call number `count` of a method."""
+  real = getattr(owner, name)
+  calls = 0
+
+  def method(*args, **kwargs):
+    nonlocal calls
+    calls += 1
+    if calls == count:
+      action()
+    return real(*args, **kwargs)
+
+  setattr(owner, name, method)
+  try:
+    yield
+  finally:
+    setattr(owner, name, real)
+
+
+def signal_at(owner, name, count, number=signal.SIGTERM):
+  """Sends this process a signal before call number `count` of a method."""
+  return at_call(owner, name, count, lambda: os.kill(os.getpid(), number))

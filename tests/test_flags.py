@@ -1,0 +1,259 @@
+"""Flags: the published defaults, presets, --help, and what bad ones get."""
+
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+import dreamer
+import flags
+import terminal
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+DEFAULTS = dict(
+    logdir=pathlib.Path('.'), seed=0, steps=5000000, eval_every=10000,
+    log_every=1000, log_scalars=True, log_images=True, gpu_growth=True,
+    precision='auto', task='dmc_walker_walk', envs=1, parallel='none',
+    action_repeat=2, time_limit=1000, prefill=5000, eval_noise=0.0,
+    clip_rewards='none', deter_size=200, stoch_size=30, num_units=400,
+    dense_act='elu', cnn_act='relu', cnn_depth=32, pcont=False, free_nats=3.0,
+    kl_scale=1.0, pcont_scale=10.0, weight_decay=0.0,
+    weight_decay_pattern='.*', batch_size=50, batch_length=50,
+    train_every=1000, train_steps=100, pretrain=100, model_lr=6e-4,
+    value_lr=8e-5, actor_lr=8e-5, grad_clip=100.0, dataset_balance=False,
+    discount=0.99, disclam=0.95, horizon=15, action_dist='tanh_normal',
+    action_init_std=5.0, expl='additive_gaussian', expl_amount=0.3,
+    expl_decay=0.0, expl_min=0.0)
+
+
+@pytest.fixture
+def config():
+  return dreamer.define_config()
+
+
+def parse(*words):
+  return dreamer.define_config().parse(words)
+
+
+def message(*words):
+  with pytest.raises(terminal.UserError) as error:
+    parse(*words)
+  text = str(error.value)
+  assert '\n' not in text
+  return text
+
+
+### Defaults ###
+
+
+@pytest.mark.parametrize('name', DEFAULTS)
+def test_published_defaults(config, name):
+  value = getattr(config, name)
+  assert value == DEFAULTS[name]
+  assert type(value) is type(DEFAULTS[name])
+
+
+def test_precision_follows_the_device(monkeypatch):
+  devices = []
+  monkeypatch.setattr(
+      dreamer.tf.config, 'list_physical_devices', lambda kind: devices)
+  assert dreamer.compute_dtype('auto') == 'float32'
+  assert dreamer.compute_dtype('16') == 'mixed_float16'
+  devices.append('GPU:0')
+  assert dreamer.compute_dtype('auto') == 'mixed_float16'
+  assert dreamer.compute_dtype('32') == 'float32'
+
+
+### Parsing ###
+
+
+@pytest.mark.parametrize('name, text, value', [
+    ('steps', '2e6', 2000000),
+    ('steps', '1000', 1000),
+    ('prefill', '0', 0),
+    ('seed', '3.0', 3),
+    ('discount', '1', 1.0),
+    ('model_lr', '1e-3', 1e-3),
+    ('pcont', 'True', True),
+    ('log_images', 'False', False),
+    ('log_images', 'false', False),
+    ('precision', '16', '16'),
+    ('task', 'HopperBulletEnv-v0', 'HopperBulletEnv-v0'),
+    ('weight_decay_pattern', 'value/.*=x', 'value/.*=x'),
+    ('logdir', './logdir/', pathlib.Path('logdir')),
+])
+@pytest.mark.parametrize('joined', [False, True])
+def test_values(name, text, value, joined):
+  words = [f'--{name}={text}'] if joined else [f'--{name}', text]
+  config = parse(*words)
+  assert getattr(config, name) == value
+  assert type(getattr(config, name)) is type(value)
+  rest = set(DEFAULTS) - {name}
+  assert all(getattr(config, other) == DEFAULTS[other] for other in rest)
+
+
+def test_the_last_of_two_wins():
+  assert parse('--seed', '1', '--seed', '2').seed == 2
+
+
+### Presets ###
+
+
+def test_presets(config):
+  assert parse('--preset', 'paper').changed() == {}
+  for name in ('cpu', 'debug'):
+    changed = parse('--preset', name).changed()
+    assert changed.pop('preset') == name
+    assert changed and set(changed) <= set(DEFAULTS)
+    for key, value in changed.items():
+      assert value != DEFAULTS[key]
+
+
+@pytest.mark.parametrize('words', [
+    ['--preset', 'debug', '--batch_size', '7'],
+    ['--batch_size', '7', '--preset', 'debug']])
+def test_flags_beside_a_preset_win(words):
+  config = parse(*words)
+  assert config.batch_size == 7
+  assert config.batch_length == parse('--preset', 'debug').batch_length == 10
+  assert config.plain()['preset'] == 'debug'
+
+
+def test_the_default_given_beside_a_preset_wins():
+  assert parse('--preset', 'debug', '--cnn_depth', '32').cnn_depth == 32
+
+
+def test_cpu_preset_keeps_what_is_published():
+  """Smaller networks and batches, everything else as in the paper."""
+  assert set(parse('--preset', 'cpu').changed()) <= {
+      'preset', 'cnn_depth', 'deter_size', 'stoch_size', 'num_units',
+      'batch_size', 'batch_length'}
+
+
+### Bad input ###
+
+
+@pytest.mark.parametrize('words, expected', [
+    (['--taks', 'x'], 'unknown flag --taks. Did you mean --task'),
+    (['--batch_lenght', '5'], 'Did you mean --batch_length'),
+    (['--zzzzzz', '5'], 'unknown flag --zzzzzz. See --help.'),
+    (['task', 'x'], "'task' is not a flag"),
+    (['--task'], '--task needs a value'),
+    (['--pcont', '--seed', '1'], '--pcont needs a value'),
+    (['--batch_length', '0'], '--batch_length must be at least 2, not 0'),
+    (['--batch_size', '0'], '--batch_size must be at least 1'),
+    (['--steps', '-1'], '--steps must be at least 0, not -1'),
+    (['--steps', '1e999'], "--steps takes a whole number, not '1e999'"),
+    (['--steps', '1.5'], "--steps takes a whole number, not '1.5'"),
+    (['--steps', 'many'], "--steps takes a whole number, not 'many'"),
+    (['--seed', '-1'], '--seed must be at least 0'),
+    (['--seed', '2147483648'], '--seed must be at most 2147483647'),
+    (['--precision', '8'],
+     '--precision takes one of auto, 16, bfloat16, 32; not 8'),
+    (['--pcont', 'maybe'], "--pcont takes True or False, not 'maybe'"),
+    (['--discount', '1.1'], '--discount must be at most 1'),
+    (['--discount', 'nan'], '--discount takes a number'),
+    (['--model_lr', 'fast'], "--model_lr takes a number, not 'fast'"),
+    (['--model_lr', '-1'], '--model_lr must be at least 0'),
+    (['--grad_clip', '0'], '--grad_clip must be more than 0'),
+    (['--horizon', '2'], '--horizon must be at least 3'),
+    (['--action_dist', 'tanh_norm'], 'Did you mean tanh_normal?'),
+    (['--preset', 'laptop'], '--preset takes one of paper, cpu, debug'),
+], ids=lambda value: ' '.join(value) if isinstance(value, list) else '')
+def test_bad_flags(words, expected):
+  assert expected in message(*words)
+
+
+def test_misspelt_names_in_scripts(config):
+  with pytest.raises(AttributeError, match='batch_lengt.*batch_length'):
+    config.batch_lengt = 5
+  with pytest.raises(AttributeError, match='batch_lengt.*batch_length'):
+    config.batch_lengt
+  with pytest.raises(AttributeError, match='cnn_dept'):
+    config.preset('mine', cnn_dept=1)
+  assert 'batch_length' in config and 'batch_lengt' not in config
+
+
+def test_values_set_in_scripts_are_checked(config):
+  config.discount = 1
+  assert config.discount == 1.0 and type(config.discount) is float
+  config.steps = 2e6
+  assert config.steps == 2000000 and type(config.steps) is int
+  config.logdir = './somewhere'
+  assert config.logdir == pathlib.Path('somewhere')
+  for name, value in [
+      ('steps', 0.5), ('steps', float('inf')), ('steps', 'many'),
+      ('pcont', 1), ('task', 3), ('batch_length', 0), ('discount', None),
+      ('precision', '8')]:
+    with pytest.raises(terminal.UserError, match=f'--{name} '):
+      setattr(config, name, value)
+  assert config.batch_length == 50 and config.steps == 2000000
+
+
+def test_misspelt_flag_on_the_command_line(tmp_path):
+  done = subprocess.run(
+      [sys.executable, ROOT / 'dreamer.py', '--taks', 'x'], cwd=tmp_path,
+      capture_output=True, text=True)
+  assert done.returncode == 2
+  assert done.stdout == ''
+  assert done.stderr == (
+      'error: unknown flag --taks. Did you mean --task?\n')
+  assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('words', [
+    ['--batch_length', '0'], ['--steps', '-1'], ['--precision', '8'],
+    ['--freeze', '('], ['--weight_decay_pattern', '(']],
+    ids=' '.join)
+def test_nothing_is_written_with_bad_flags(words, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  task = ['--task', 'InvertedPendulumBulletEnv-v0', '--preset', 'debug']
+  with pytest.raises(terminal.UserError) as error:
+    dreamer.main([*task, '--logdir', 'run', *words])
+  assert words[0] in str(error.value) and '\n' not in str(error.value)
+  assert not list(tmp_path.iterdir())
+
+
+### Help and records ###
+
+
+def test_help_is_the_manual(config, capsys):
+  assert dreamer.main(['--help']) == 0
+  text = capsys.readouterr().out
+  entries = {}
+  for line in text.splitlines():
+    if line.startswith('  --'):
+      name, _, default = line[4:].partition(' ')
+      entries[name] = [default]
+    elif line.startswith('      ') and entries:
+      entries[name].append(line.strip())
+  assert list(entries) == list(config.plain())
+  for name, (default, *meaning) in entries.items():
+    assert len(' '.join(meaning)) > 12, name
+    value = config.plain()[name]
+    if isinstance(value, float):
+      assert float(default) == value, name
+    else:
+      assert default == (str(value) or "''"), name
+  assert 'Let PyBullet tasks end episodes' in text
+  assert max(map(len, text.splitlines())) <= 80
+  for preset in ('paper', 'cpu', 'debug'):
+    assert f'--preset {preset}' in text
+
+
+def test_differences_from_a_saved_configuration(config):
+  saved = config.plain()
+  config.update({'seed': 4, 'logdir': 'elsewhere'})
+  assert config.changed() == {'seed': 4, 'logdir': 'elsewhere'}
+  assert config.differences(saved) == {
+      'seed': (0, 4), 'logdir': ('.', 'elsewhere')}
+  del saved['seed']  # Saved before there was the flag.
+  assert config.differences(saved)['seed'] == (0, 4)
+
+
+def test_equal_configurations():
+  assert parse('--seed', '1') == parse('--seed', '1')
+  assert parse('--seed', '1') != parse('--seed', '2')
+  assert parse() != flags.Config()

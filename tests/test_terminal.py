@@ -1,0 +1,237 @@
+"""What users see: one-line errors, a live line or plain lines, no noise."""
+
+import fcntl
+import os
+import pathlib
+import pty
+import struct
+import subprocess
+import sys
+import termios
+import textwrap
+
+import pytest
+
+import terminal
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+def program(code):
+  return [sys.executable, '-c', 'import terminal\n' + textwrap.dedent(code)]
+
+
+def run(code, **kwargs):
+  return subprocess.run(
+      program(code), cwd=ROOT, capture_output=True, text=True, **kwargs)
+
+
+def run_on_terminal(code):
+  """What a terminal of 60 columns receives."""
+  ours, theirs = pty.openpty()
+  fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack('HHHH', 24, 60, 0, 0))
+  child = subprocess.Popen(
+      program(code), cwd=ROOT, stdin=theirs, stdout=theirs, stderr=theirs)
+  os.close(theirs)
+  content = b''
+  while True:
+    try:
+      part = os.read(ours, 4096)
+    except OSError:  # How Linux says that the other end is closed.
+      break
+    if not part:
+      break
+    content += part
+  os.close(ours)
+  assert child.wait() == 0
+  return content.decode()
+
+
+def screen(content):
+  """The lines that stay on the screen."""
+  lines = []
+  for line in content.replace('\r\n', '\n').split('\n'):
+    cells = []
+    for part in line.split('\r'):
+      cells[:len(part)] = part
+    lines.append(''.join(cells).rstrip())
+  return lines
+
+
+### Errors ###
+
+
+def test_user_errors_are_one_line():
+  done = run('''
+      def main(argv):
+        raise terminal.UserError('--seed is odd: give another.')
+      terminal.run(main)''')
+  assert done.returncode == 2
+  assert done.stdout == ''
+  assert done.stderr == 'error: --seed is odd: give another.\n'
+
+
+def test_other_errors_keep_their_trace():
+  done = run('''
+      def main(argv):
+        raise ValueError('a mistake of ours')
+      terminal.run(main)''')
+  assert done.returncode == 1
+  assert 'Traceback' in done.stderr
+  assert 'a mistake of ours' in done.stderr
+
+
+@pytest.mark.parametrize('returned, status', [(None, 0), (0, 0), (143, 143)])
+def test_exit_status(returned, status):
+  with pytest.raises(SystemExit) as end:
+    terminal.run(lambda argv: returned, ['--flag'])
+  assert end.value.code == status
+
+
+def test_arguments():
+  given = []
+  with pytest.raises(SystemExit):
+    terminal.run(given.append, ['--seed', '1'])
+  assert given == [['--seed', '1']]
+
+
+def test_reader_that_goes_away_is_no_error():
+  command = ' '.join([
+      sys.executable, '-c',
+      "'import terminal; terminal.run(lambda argv: "
+      "[print(number) for number in range(100000)] and None)'"])
+  done = subprocess.run(
+      f'{command} | head -1', shell=True, cwd=ROOT, capture_output=True,
+      text=True)
+  assert done.stdout == '0\n'
+  assert done.stderr == ''
+
+
+### Noise ###
+
+
+def test_silence_hides_what_libraries_write():
+  done = run('''
+      import os
+      print('before')
+      with terminal.silence():
+        print('python')
+        os.write(1, b'library')
+        os.write(2, b'library')
+        os.system('echo child')
+      print('after')''')
+  assert done.stdout == 'before\nafter\n'
+  assert done.stderr == ''
+
+
+def test_silence_shows_what_came_before_a_failure():
+  done = run('''
+      import os
+      with terminal.silence():
+        os.write(2, b'the library says why. ')
+        raise RuntimeError('failed')''')
+  assert done.returncode == 1
+  assert 'the library says why. ' in done.stdout + done.stderr
+  assert 'RuntimeError: failed' in done.stderr
+
+
+def test_silence_stays_silent_before_a_user_error():
+  done = run('''
+      import os
+      def main(argv):
+        with terminal.silence():
+          os.write(1, b'noise')
+          raise terminal.UserError('say this.')
+      terminal.run(main)''')
+  assert (done.stdout, done.stderr) == ('', 'error: say this.\n')
+
+
+def test_silence_leaves_no_files_open():
+  count = len(os.listdir('/proc/self/fd'))
+  for _ in range(5):
+    with terminal.silence():
+      pass
+    with pytest.raises(KeyError), terminal.silence():
+      raise KeyError
+  assert len(os.listdir('/proc/self/fd')) == count
+
+
+### Progress ###
+
+
+PROGRESS = '''
+    status = terminal.Status('train', 100, 1000, interval=0)
+    status.update(200, 'train return 12.5')
+    {between}
+    status.update(300)
+    status.close()
+    terminal.Status('evaluate', 0, 10).close()
+    print('done')'''
+
+
+def test_plain_lines_in_a_file():
+  done = run(PROGRESS.format(between="terminal.warn('a step was repeated')"))
+  assert done.stderr == 'warning: a step was repeated\n'
+  first, second, third, last = done.stdout.splitlines()
+  assert first.startswith('train    step 200 of 1,000 · ')
+  assert second.startswith('train    step 300 of 1,000 · ')
+  for line in (first, second):
+    assert ' steps/s · ' in line and ' left · ' in line
+    assert line.endswith('train return 12.5')
+  assert third == 'evaluate step 0 of 10'
+  assert last == 'done'
+  assert '\r' not in done.stdout
+
+
+def test_few_plain_lines():
+  done = run('''
+      status = terminal.Status('train', 0, 100000)
+      for step in range(100000):
+        status.update(step)
+      status.close()''')
+  line, = done.stdout.splitlines()
+  assert line.startswith('train    step 99,999 of 100,000')
+
+
+def test_live_line():
+  content = run_on_terminal('''
+      import time
+      status = terminal.Status('train', 0, 1000)
+      for step in range(0, 1000, 250):
+        time.sleep(0.25)
+        status.update(step, 'train return 12.5, a note that is very long')
+      terminal.warn('a step was repeated')
+      terminal.say('a line')
+      status.update(1000)
+      status.close()
+      print('done')''')
+  lines = screen(content)
+  assert content.count('\r') > 4
+  assert lines[:2] == ['warning: a step was repeated', 'a line']
+  assert lines[2].startswith('train    step 1,000 of 1,000')
+  assert lines[3:] == ['done', '']
+  assert max(map(len, lines)) < 60
+
+
+def test_live_line_gives_way_to_an_error():
+  content = run_on_terminal('''
+      import sys, time
+      def main(argv):
+        status = terminal.Status('train', 0, 1000)
+        time.sleep(0.25)
+        status.update(500)
+        raise terminal.UserError('the disk is full.')
+      try:
+        terminal.run(main)
+      except SystemExit:
+        pass''')
+  assert '500 of 1,000' in content
+  assert screen(content) == ['error: the disk is full.', '']
+
+
+@pytest.mark.parametrize('seconds, text', [
+    (0, '0 s'), (42.3, '42 s'), (90, '2 min'), (420, '7 min'),
+    (3600, '1 h 0 min'), (12000, '3 h 20 min'), (86400, '1 d 0 h'),
+    (367200, '4 d 6 h')])
+def test_duration(seconds, text):
+  assert terminal.duration(seconds) == text

@@ -1,0 +1,735 @@
+"""The rules of transfer on tensors, with small agents in this process."""
+
+import contextlib
+import functools
+import pickle
+
+import gymnasium as gym
+import numpy as np
+import pytest
+
+import checkpoints
+import dreamer
+import models
+import terminal
+from backend import tf
+import training
+
+multi, ftl, mmtl = (
+    dreamer.script_module(f'dreamer-{name}.py')
+    for name in ('multi-task', 'FTL', 'MMTL'))
+SIZES = dict(cnn_depth=2, deter_size=6, stoch_size=4, num_units=8)
+
+
+def configure(script, logdir, **values):
+  config = script.define_config()
+  config.preset_name('debug')
+  config.update({
+      **SIZES, 'batch_size': 2, 'batch_length': 4, 'horizon': 3,
+      'precision': '32', 'logdir': logdir, **values})
+  return config
+
+
+@functools.cache
+def source_agent(actions=3, seed=7, **values):
+  """An agent whose variables are all unlike any fresh ones, biases too."""
+  agent = dreamer.Dreamer(configure(dreamer, '.', seed=seed, **values), actions)
+  rng = np.random.default_rng(seed)
+  for variable in agent.variables.values():
+    variable.assign(rng.normal(0, 0.3, variable.shape).astype(np.float32))
+  return agent
+
+
+def save(agent, path, old=False):
+  if not old:
+    agent.save(path)
+    return
+  arrays = [variable.numpy() for variable in agent.variables.values()]
+  path.write_bytes(pickle.dumps((1000, *arrays, 0.5)))
+
+
+def arrays(agent):
+  return {name: v.numpy() for name, v in agent.variables.items()}
+
+
+def same(first, second):
+  return (first.dtype == second.dtype) and np.array_equal(first, second)
+
+
+def batch(actions, seed=0):
+  rng = np.random.default_rng(seed)
+  return {
+      'image': rng.integers(0, 256, (2, 4, 64, 64, 3), np.uint8),
+      'action': rng.uniform(-1, 1, (2, 4, actions)).astype(np.float32),
+      'reward': rng.normal(size=(2, 4)).astype(np.float32),
+      'discount': np.ones((2, 4), np.float32)}
+
+
+@pytest.fixture
+def eager():
+  """Updates without building graphs, which takes longer than a few."""
+  tf.config.run_functions_eagerly(True)
+  yield
+  tf.config.run_functions_eagerly(False)
+
+
+# Fractional and modular transfer.
+
+def start(tmp_path, source, actions=3, old=False, **values):
+  """The target's fresh variables and those after the transfer."""
+  save(source, tmp_path / 'variables.pkl', old)
+  config = configure(
+      ftl, tmp_path, transfer=True, pcont=source.config.pcont, **values)
+  fresh = arrays(dreamer.Dreamer(config, actions))
+  return fresh, ftl.Agent.start(config, actions)
+
+
+@pytest.mark.parametrize('old', [False, True])
+@pytest.mark.parametrize('pcont', [False, True])
+@pytest.mark.parametrize('actions', [2, 3, 6])
+def test_table(tmp_path, actions, pcont, old):
+  source = source_agent(actions, pcont=pcont)
+  fresh, agent = start(tmp_path, source, old=old, transfer_factor=0.3)
+  given, got = arrays(source), arrays(agent)
+  stoch = SIZES['stoch_size']
+  scaled = {
+      f'{module}/hout/{part}' for part in ('kernel', 'bias')
+      for module in ['reward', 'value'] + ['pcont'] * pcont}
+  assert len(got) == 55 + 8 * pcont
+  for name, value in got.items():
+    if name in scaled:
+      expected = fresh[name] + np.float32(0.3) * given[name]
+      assert not same(value, fresh[name])
+    elif name.startswith('actor/hout/'):
+      expected = fresh[name]
+    elif name == 'dynamics/img1/kernel':
+      assert value.shape[0] == stoch + 3
+      expected = np.concatenate([given[name][:stoch], fresh[name][stoch:]])
+    else:
+      expected = given[name]
+    assert same(value, expected), name
+
+
+@pytest.mark.parametrize('factor', [0, 0.1, 0.2, 0.3, 0.4, 0.5, 1])
+def test_factor(tmp_path, factor):
+  source = source_agent()
+  fresh, agent = start(tmp_path, source, transfer_factor=factor)
+  given, got = arrays(source), arrays(agent)
+  for module in ('reward', 'value'):
+    for part in ('kernel', 'bias'):
+      name = f'{module}/hout/{part}'
+      assert same(
+          got[name], fresh[name] + np.float32(factor) * given[name])
+      assert same(got[name], fresh[name]) == (factor == 0)
+
+
+def test_counters_and_moments_are_fresh(tmp_path):
+  source = source_agent(seed=8)
+  source.updates, source.step = 50, 4000
+  source._make_optimizers()
+  for optimizer in source._optimizers.values():
+    optimizer._adam.iterations.assign(50)
+    for slot in (*optimizer._adam._momentums, *optimizer._adam._velocities):
+      slot.assign(tf.ones_like(slot))
+  _, agent = start(tmp_path, source)
+  agent._make_optimizers()
+  state = agent.state()
+  assert (state['step'], state['updates'], state['calls']) == (0, 0, [0, 0])
+  names = set()
+  for optimizer in state['optimizers'].values():
+    assert optimizer['iterations'] == 0
+    for moments in (optimizer['m'], optimizer['v']):
+      assert not any(value.any() for value in moments.values())
+      names |= set(moments)
+  assert names == set(agent.variables)
+
+
+def test_full_transfer(tmp_path):
+  source = source_agent()
+  _, agent = start(tmp_path, source, reset='', scale='')
+  assert all(
+      same(value, arrays(source)[name])
+      for name, value in arrays(agent).items())
+
+
+def test_full_transfer_needs_equal_actions(tmp_path):
+  with pytest.raises(terminal.UserError) as error:
+    start(tmp_path, source_agent(5), reset='', scale='')
+  for words in (
+      'variables.pkl', 'dynamics/img1/kernel/action', '[5, 6]', '[3, 6]'):
+    assert words in str(error.value)
+
+
+def test_one_module_alone(tmp_path):
+  source = source_agent()
+  fresh, agent = start(tmp_path, source, scale='', copy='^encoder')
+  for name, value in arrays(agent).items():
+    taken = arrays(source) if name.startswith('encoder/') else fresh
+    assert same(value, taken[name])
+
+
+def test_report(tmp_path):
+  _, agent = start(
+      tmp_path, source_agent(), freeze='^encoder', transfer_factor=0.2)
+  rows = {
+      line.split()[0]: line.split('  ') for line in agent.report.splitlines()}
+  cells = {
+      name: [cell.strip() for cell in row[1:] if cell]
+      for name, row in rows.items()}
+  assert str(tmp_path / 'variables.pkl') in agent.report
+  assert 'scaled by 0.2' in agent.report
+  def count(*names):
+    return sum(agent.variables[name].shape.num_elements() for name in names)
+  encoder = [name for name in agent.variables if name.startswith('encoder')]
+  encoder = f'8 ({count(*encoder):,})'
+  assert cells['encoder'] == [encoder, '-', '-', encoder]
+  assert cells['actor'][2] == (
+      f'2 ({count("actor/hout/kernel", "actor/hout/bias"):,})')
+  assert cells['reward'][1] == '2 (9)'
+  # The rows of the three actions for six units.
+  assert cells['dynamics'] == [
+      f'13 ({source_size(agent, "dynamics") - 18:,})', '-', '1 (18)', '-']
+
+
+def source_size(agent, module):
+  return sum(
+      variable.shape.num_elements()
+      for variable in agent.modules[module].variables.values())
+
+
+@pytest.mark.parametrize('change, words', [
+    (dict(num_units=9), ['actor/h0/kernel', '[10, 9]', '[10, 8]']),
+    (dict(deter_size=7), ['actor/h0/kernel', '[11, 8]', '[10, 8]']),
+    (dict(cnn_act='elu'), ['--cnn_act elu', 'relu']),
+    (dict(dense_act='tanh'), ['--dense_act tanh', 'elu'])])
+def test_source_of_other_sizes(tmp_path, change, words):
+  source = source_agent(**change)
+  with pytest.raises(terminal.UserError) as error:
+    start(tmp_path, source)
+  for word in [str(tmp_path / 'variables.pkl'), *words]:
+    assert word in str(error.value)
+  assert [path.name for path in tmp_path.iterdir()] == ['variables.pkl']
+
+
+def test_source_without_a_module(tmp_path):
+  save(source_agent(), tmp_path / 'variables.pkl')
+  config = configure(ftl, tmp_path, transfer=True, pcont=True)
+  with pytest.raises(terminal.UserError, match='variables.pkl.*pcont/h0/ker'):
+    ftl.Agent.start(config, 3)
+  # It says what to do about it: learn that module from scratch.
+  config.reset += '|^pcont'
+  ftl.Agent.start(config, 3)
+
+
+@pytest.mark.parametrize('cut', [0, 1, 100, 4000])
+def test_truncated_source(tmp_path, cut):
+  path = tmp_path / 'variables.pkl'
+  save(source_agent(), path)
+  path.write_bytes(path.read_bytes()[:cut and -cut])
+  with pytest.raises(terminal.UserError, match='variables.pkl'):
+    ftl.Agent.start(configure(ftl, tmp_path, transfer=True), 3)
+
+
+def test_bad_pattern(tmp_path):
+  save(source_agent(), tmp_path / 'variables.pkl')
+  with pytest.raises(terminal.UserError, match=r"--scale '\('"):
+    ftl.Agent.start(configure(ftl, tmp_path, transfer=True, scale='('), 3)
+
+
+# Where the source of a transfer comes from.
+
+def test_directory_empty(tmp_path):
+  logdir = tmp_path / 'run'
+  with pytest.raises(terminal.UserError, match='--source') as error:
+    ftl.Agent.start(configure(ftl, logdir, transfer=True), 3)
+  assert str(logdir) in str(error.value) and not logdir.exists()
+  agent = ftl.Agent.start(configure(ftl, logdir, transfer=False), 3)
+  assert not agent.report
+
+
+def test_directory_with_source(tmp_path):
+  path = tmp_path / 'variables.pkl'
+  save(source_agent(), path)
+  content = path.read_bytes()
+  config = configure(ftl, tmp_path, transfer=True)
+  first = ftl.Agent.start(config, 3)
+  first.begin(tmp_path)
+  assert [path.name for path in tmp_path.iterdir()] == ['source.pkl']
+  assert (tmp_path / 'source.pkl').read_bytes() == content
+  # Stopped before its first checkpoint, the run starts again.
+  second = ftl.Agent.start(config, 3)
+  second.begin(tmp_path)
+  assert (tmp_path / 'source.pkl').read_bytes() == content
+  assert all(
+      same(value, arrays(first)[name])
+      for name, value in arrays(second).items())
+
+
+def test_without_transfer_the_source_survives(tmp_path):
+  save(source_agent(), tmp_path / 'variables.pkl')
+  config = configure(ftl, tmp_path, transfer=False)
+  agent = ftl.Agent.start(config, 3)
+  agent.begin(tmp_path)
+  fresh = arrays(dreamer.Dreamer(config, 3))
+  assert all(same(v, fresh[name]) for name, v in arrays(agent).items())
+  assert [path.name for path in tmp_path.iterdir()] == ['source.pkl']
+
+
+@pytest.mark.parametrize('transfer', [False, True])
+def test_two_sources(tmp_path, transfer):
+  for name in ('variables.pkl', 'source.pkl'):
+    save(source_agent(), tmp_path / name)
+  with pytest.raises(terminal.UserError, match='variables.pkl.*source.pkl'):
+    ftl.Agent.start(configure(ftl, tmp_path, transfer=transfer), 3)
+
+
+@pytest.mark.parametrize('named', ['source', 'source/variables.pkl'])
+def test_source_by_flag(tmp_path, named):
+  (tmp_path / 'source').mkdir()
+  save(source_agent(), tmp_path / 'source' / 'variables.pkl')
+  config = configure(
+      ftl, tmp_path / 'run', transfer=True, source=str(tmp_path / named))
+  agent = ftl.Agent.start(config, 3)
+  assert str(tmp_path / 'source' / 'variables.pkl') in agent.report
+  assert not (tmp_path / 'run').exists()
+  (tmp_path / 'run').mkdir()
+  save(source_agent(), tmp_path / 'run' / 'variables.pkl')
+  with pytest.raises(terminal.UserError, match='could both be the source'):
+    ftl.Agent.start(config, 3)
+
+
+def test_source_by_flag_is_missing(tmp_path):
+  config = configure(
+      ftl, tmp_path, transfer=True, source=str(tmp_path / 'none'))
+  with pytest.raises(terminal.UserError, match='none'):
+    ftl.Agent.start(config, 3)
+
+
+def test_frozen_variables_stay(tmp_path, eager):
+  _, agent = start(tmp_path, source_agent(), freeze='^(encoder|decoder/h3)')
+  check_frozen(agent, tmp_path, lambda name: (
+      name.startswith(('encoder/', 'decoder/h3/'))))
+
+
+def check_frozen(agent, tmp_path, frozen):
+  """Trains, resumes and trains an agent; only what is not frozen changes."""
+  for _ in range(2):
+    before = arrays(agent)
+    for seed in range(2):
+      agent.train(batch(agent.action_dim, seed))
+    after = arrays(agent)
+    for name, value in after.items():
+      assert same(value, before[name]) == frozen(name), name
+    agent.save(tmp_path / 'own.pkl')
+    agent = dreamer.load_agent(tmp_path / 'own.pkl')
+    assert agent.updates and all(
+        same(value, after[name]) for name, value in arrays(agent).items())
+
+
+# Meta-model transfer.
+
+def store(tmp_path, name='encoder.pkl', module='_encode', **values):
+  agent = source_agent(**values)
+  agent.save_single(getattr(agent, module), tmp_path / name)
+  return agent
+
+
+@pytest.fixture
+def stored(tmp_path, monkeypatch):
+  """A directory with what the README's commands leave, as current one."""
+  monkeypatch.chdir(tmp_path)
+  store(tmp_path / 'logdir')
+  store(tmp_path / 'logdir', 'decoder.pkl', '_decode')
+  store(tmp_path / 'stored_meta', 'cheetah.pkl', '_reward', seed=1)
+  store(tmp_path / 'stored_meta', 'AntBulletEnv-v0.pkl', '_reward', seed=2)
+  return tmp_path
+
+
+def meta(sources=('HalfCheetahBulletEnv-v0', 'AntBulletEnv-v0'), **values):
+  names = {f'meta{i + 1}': name for i, name in enumerate(sources)}
+  config = configure(
+      mmtl, 'logdir/run', n_meta=len(sources), **names, **values)
+  return mmtl.Agent.start(config, 3)
+
+
+def test_modules_are_taken_over(stored):
+  agent = meta()
+  got = arrays(agent)
+  for name, value in got.items():
+    taken = {}
+    if name.startswith(('encoder/', 'decoder/')):
+      taken = arrays(source_agent())
+    elif name.startswith('reward/source1/'):
+      taken = arrays(source_agent(seed=1))
+    elif name.startswith('reward/source2/'):
+      taken = arrays(source_agent(seed=2))
+    if taken:
+      assert same(value, taken[name.replace('/source1', '').replace(
+          '/source2', '')])
+    assert agent.frozen(name) == bool(taken)
+  fresh = dreamer.Dreamer(agent.config, 3)
+  for name, value in arrays(fresh).items():
+    if name.startswith(('dynamics', 'actor', 'value')):
+      assert same(value, got[name])
+
+
+@pytest.mark.parametrize('layers', [0, 1, 3])
+def test_meta_reward_is_a_network_on_features_and_predictions(stored, layers):
+  agent = meta(num_meta_lay=layers)
+  features = np.random.default_rng(0).normal(size=(5, 7, 10)).astype('f4')
+  predictions = [
+      source_agent(seed=seed)._reward(features).mean().numpy()
+      for seed in (1, 2)]
+  inputs = np.concatenate([features, np.stack(predictions, -1)], -1)
+  ordinary = models.DenseHead('reward', 12, layers, 8)
+  for name, variable in ordinary.variables.items():
+    variable.assign(agent.variables[name])
+  expected = ordinary(inputs).mean().numpy()
+  assert expected.std() > 0
+  np.testing.assert_allclose(
+      agent._reward(features).mean(), expected, rtol=1e-5, atol=1e-6)
+  assert set(agent._reward.variables) == set(ordinary.variables) | {
+      f'reward/source{i}/{layer}/{part}' for i in (1, 2)
+      for layer in ('h0', 'h1', 'hout') for part in ('kernel', 'bias')}
+  inputs = tf.constant(inputs)
+  with tf.GradientTape() as tape:
+    tape.watch(inputs)
+    total = ordinary(inputs).mean()
+  slopes = tape.gradient(total, inputs)[..., -2:].numpy()
+  assert (slopes != 0).any(axis=(0, 1)).all()
+
+
+def test_gradient_passes_through_a_source_to_the_features(stored):
+  agent = meta()
+  # With the features' own rows at zero, only the sources lead to them.
+  kernel = agent.variables['reward/h0/kernel']
+  kernel.assign(tf.concat([tf.zeros([10, 8]), kernel[10:]], 0))
+  features = tf.ones([1, 10])
+  with tf.GradientTape() as tape:
+    tape.watch(features)
+    reward = agent._reward(features).mean()
+  assert np.abs(tape.gradient(reward, features)).max() > 0
+
+
+@pytest.mark.parametrize('number', [1, 2])
+def test_source_is_used_in_training_and_imagination(stored, number):
+  agent = meta()
+  data, seed = dreamer.tensors(batch(3)), tf.constant([0, 0])
+  before = agent.losses(data, seed)[1]
+  bias = agent.variables[f'reward/source{number}/hout/bias']
+  bias.assign(bias + 3)
+  after = agent.losses(data, seed)[1]
+  for name in ('reward_loss', 'actor_loss'):
+    assert float(before[name]) != float(after[name])
+
+
+def test_permuted_sources_are_permuted_inputs(stored):
+  names = ['HalfCheetahBulletEnv-v0', 'AntBulletEnv-v0']
+  first, second = meta(names), meta(names[::-1])
+  features = np.random.default_rng(0).normal(size=(9, 10)).astype('f4')
+  straight = first._reward(features).mean()
+  assert not np.allclose(straight, second._reward(features).mean())
+  kernel = second.variables['reward/h0/kernel']
+  kernel.assign(tf.gather(kernel, [*range(10), 11, 10]))
+  np.testing.assert_allclose(
+      straight, second._reward(features).mean(), rtol=1e-5)
+
+
+def test_frozen_modules_stay(stored, eager):
+  agent = meta(['stored_meta/cheetah.pkl'])
+  # A resume needs none of the files.
+  for path in stored.rglob('*.pkl'):
+    path.unlink()
+  check_frozen(agent, stored, lambda name: name.startswith((
+      'encoder/', 'decoder/', 'reward/source1/')))
+
+
+def test_no_sources(stored):
+  agent = meta([])
+  assert type(agent._reward) is models.DenseHead
+  assert set(agent._reward.variables) == set(
+      source_agent()._reward.variables)
+  frozen = {name.split('/')[0] for name in filter(
+      agent.frozen, agent.variables)}
+  assert frozen == {'encoder', 'decoder'}
+  # Its reward model is a source then.
+  agent.save_single(agent._reward, stored / 'stored_meta' / 'hopper.pkl')
+  second = meta(['HopperBulletEnv-v0'])
+  assert same(
+      arrays(second)['reward/source1/h0/kernel'],
+      arrays(agent)['reward/h0/kernel'])
+
+
+def test_only_an_encoder(stored):
+  (stored / 'logdir' / 'decoder.pkl').unlink()
+  agent = meta()
+  assert 'no decoder was found: it is trained' in agent.report
+  assert not agent.frozen('decoder/h1/kernel')
+  assert agent.frozen('encoder/h1/kernel')
+
+
+def test_autoencoder_is_looked_for_near_the_run_first(stored):
+  store(stored / 'logdir' / 'run', seed=5)
+  got = arrays(meta())
+  assert same(
+      got['encoder/h1/kernel'], arrays(source_agent(seed=5))[
+          'encoder/h1/kernel'])
+  assert same(
+      got['decoder/h1/kernel'], arrays(source_agent())['decoder/h1/kernel'])
+
+
+@pytest.mark.parametrize('old', [False, True])
+def test_autoencoder_from_a_checkpoint(stored, old):
+  for path in (stored / 'logdir').glob('*.pkl'):
+    path.unlink()
+  source = source_agent(seed=5)
+  (stored / 'other').mkdir()
+  save(source, stored / 'other' / 'variables.pkl', old)
+  for encoder in ('other', 'other/variables.pkl'):
+    got = arrays(meta(encoder=encoder))
+    for name in ('encoder/h4/bias', 'decoder/h5/kernel'):
+      assert same(got[name], arrays(source)[name])
+
+
+def test_no_encoder(stored):
+  (stored / 'logdir' / 'encoder.pkl').unlink()
+  with pytest.raises(terminal.UserError, match='no encoder.pkl in logdir/run'):
+    meta()
+
+
+def test_encoder_of_other_sizes(stored):
+  store(stored / 'logdir', cnn_depth=3)
+  with pytest.raises(terminal.UserError) as error:
+    meta()
+  for words in (
+      'encoder.pkl', 'encoder/h1/kernel', '[4, 4, 3, 3]', '[4, 4, 3, 2]'):
+    assert words in str(error.value)
+
+
+@pytest.mark.parametrize('old', [False, True])
+@pytest.mark.parametrize('whole', [False, True])
+def test_source_with_other_hidden_layers(stored, old, whole):
+  source = source_agent(seed=3, num_units=13)
+  if whole:
+    save(source, stored / 'other.pkl', old)
+  elif old:
+    reward = source._reward.variables.values()
+    (stored / 'other.pkl').write_bytes(
+        pickle.dumps(tuple(value.numpy() for value in reward)))
+  else:
+    source.save_single(source._reward, stored / 'other.pkl')
+  agent = meta(['./other.pkl'])
+  features = np.random.default_rng(0).normal(size=(9, 10)).astype('f4')
+  np.testing.assert_allclose(
+      agent._reward.sources[0](features).mean(),
+      source._reward(features).mean(), rtol=1e-6)
+
+
+def test_source_of_other_features(stored):
+  store(stored / 'stored_meta', 'hopper.pkl', '_reward', deter_size=9)
+  with pytest.raises(terminal.UserError) as error:
+    meta(['HopperBulletEnv-v0'])
+  for words in ('hopper.pkl', 'reward/source1/h0/kernel', '[13, 8]', '[10, 8]'):
+    assert words in str(error.value)
+
+
+def test_source_that_is_a_meta_model(stored):
+  meta().save(stored / 'meta.pkl')
+  with pytest.raises(terminal.UserError, match='meta.pkl.*ordinary'):
+    meta(['./meta.pkl'])
+
+
+def test_source_without_a_reward_model(stored):
+  with pytest.raises(terminal.UserError, match='encoder.pkl.*reward'):
+    meta(['logdir/encoder.pkl'])
+
+
+@pytest.mark.parametrize('task, words', [
+    ('HopperBulletEnv-v0', ['no files', 'cheetah.pkl', 'AntBulletEnv-v0.pkl']),
+    ('HalfCheetahBulletEnv-v0', ['2 files', 'cheetah.pkl', 'half.pkl'])])
+def test_no_or_several_files_fit(stored, task, words):
+  store(stored / 'stored_meta', 'half.pkl', '_reward')
+  with pytest.raises(terminal.UserError) as error:
+    meta([task])
+  for word in [task, *words]:
+    assert word in str(error.value)
+
+
+def test_exact_name_wins(stored):
+  store(stored / 'stored_meta', 'half.pkl', '_reward')
+  store(stored / 'stored_meta', 'HalfCheetahBulletEnv-v0.pkl', '_reward')
+  assert 'HalfCheetahBulletEnv-v0.pkl' in meta(
+      ['HalfCheetahBulletEnv-v0']).report
+
+
+# Flags.
+
+HOPPER, ANT, CHEETAH = (
+    f'{name}BulletEnv-v0' for name in ('Hopper', 'Ant', 'HalfCheetah'))
+
+
+@pytest.mark.parametrize('script, flags, words', [
+    (multi, '', '--task1'),
+    (multi, f'--task {HOPPER}', '--task1'),
+    (multi, f'--task1 {HOPPER} --task3 {ANT}', '--task2 is missing'),
+    (multi, f'--task1 {HOPPER} --task2 {HOPPER}', HOPPER),
+    (multi, f'--task1 {HOPPER} --task2 {ANT} --task3 {CHEETAH} --envs 2',
+     '--envs 2.* 3'),
+    (multi, f'--task1 {HOPPER} --task2 {ANT} --transfer True',
+     'dreamer-FTL.py'),
+    (multi, f'--task1 HoperBulletEnv-v0', HOPPER),
+    (ftl, f'--task1 {HOPPER} --envs 2', '--envs 2.* 1'),
+    (ftl, f'--task1 {HOPPER} --transfer True', '--source'),
+    (mmtl, f'--task1 {HOPPER} --n_meta 2 --meta1 a --meta2 b --meta3 c',
+     '--n_meta 2 .* 3'),
+    (mmtl, f'--task1 {HOPPER} --n_meta 2 --meta1 a', '--n_meta 2 .* 1'),
+    (mmtl, f'--task1 {HOPPER} --n_meta 2 --meta1 a --meta3 c',
+     '--meta2 is missing'),
+    (mmtl, f'--task1 {HOPPER} --transfer True', 'unknown flag --transfer'),
+    (multi, f'--task1 {HOPPER} --task2 atari_pong', 'atari_pong.*discrete'),
+    (multi, f'--task1 {HOPPER} --action_dist onehot', '--action_dist onehot')])
+def test_flags_that_do_not_fit(tmp_path, monkeypatch, script, flags, words):
+  monkeypatch.chdir(tmp_path)
+  with pytest.raises(terminal.UserError, match=words) as error:
+    script.main([*flags.split(), '--logdir', 'run', '--preset', 'debug'])
+  assert '\n' not in str(error.value)
+  assert not list(tmp_path.iterdir())
+
+
+def test_number_of_environments_follows_from_the_tasks():
+  config = multi.define_config().parse(['--task1', 'a', '--task2', 'b'])
+  assert multi.tasks(config) == ['a', 'b'] and config.envs == 2
+
+
+# Several tasks in one run.
+
+class Listener(gym.Env):
+  """Draws nothing and keeps the actions that it receives."""
+
+  def __init__(self, space):
+    self.action_space = space
+    self.observation_space = gym.spaces.Box(-1, 1, (1,))
+    self.heard = []
+    made.append(self)
+
+  def reset(self, *, seed=None, options=None):
+    return np.zeros(1, np.float32), {}
+
+  def step(self, action):
+    self.heard.append(action)
+    return np.zeros(1, np.float32), 0.0, False, False, {}
+
+  def render(self):
+    return np.zeros((64, 64, 3), np.uint8)
+
+
+made = []
+
+
+def listeners():
+  """Those that heard something, the one with fewest actions first."""
+  return sorted(
+      (env for env in made if env.heard),
+      key=lambda env: env.action_space.shape or env.action_space.n)
+
+
+def narrow():
+  return Listener(gym.spaces.Box(-3, 5, (1,), np.float32))
+
+
+def wide():
+  return Listener(gym.spaces.Box(-1, 1, (3,), np.float32))
+
+
+def few():
+  return Listener(gym.spaces.Discrete(2))
+
+
+def many():
+  return Listener(gym.spaces.Discrete(4))
+
+
+@contextlib.contextmanager
+def run_of(tmp_path, *tasks, script=multi, **values):
+  made.clear()
+  config = configure(script, tmp_path / 'run', time_limit=20, **values)
+  names = [f'{__name__}:{task.__name__}' for task in tasks]
+  with contextlib.ExitStack() as stack:
+    run = training.Run(config, script.Agent, names, True, stack)
+    run._phase('train', 40)
+    yield run
+
+
+def test_padded_actions_never_reach_an_environment(tmp_path):
+  with run_of(tmp_path, narrow, wide) as run:
+    actions = np.random.default_rng(0).uniform(-1, 1, (10, 2, 3))
+    for action in actions:
+      run._driver.step(lambda obs, reset, state: (action, None))
+    first, second = listeners()
+    assert run._action_dim == 3 and run.step == 40
+  # Its own bounds, and the action repeat of two.
+  np.testing.assert_allclose(
+      np.array(first.heard)[::2], 1 + 4 * actions[:, 0, :1], rtol=1e-5)
+  np.testing.assert_allclose(
+      np.array(second.heard)[::2], actions[:, 1], rtol=1e-5)
+  assert len(first.heard) == len(second.heard) == 20
+  episodes = [
+      np.load(path) for path in sorted((tmp_path / 'run').rglob('*.npz'))]
+  assert sorted(int(episode['task'][0]) for episode in episodes) == [0, 1]
+  for episode in episodes:
+    # Replay keeps actions as the agent chose them.
+    np.testing.assert_allclose(
+        episode['action'][1:], actions[:, int(episode['task'][0])], rtol=1e-6)
+
+
+def test_discrete_tasks_turn_the_flags_over(tmp_path):
+  with run_of(tmp_path, few, many) as run:
+    assert run._config.action_dist == 'onehot'
+    assert run._config.expl == 'epsilon_greedy'
+    for _ in range(20):
+      run._driver.step(run._random_policy)
+  first, second = listeners()
+  # What is beyond the two actions of the first acts as its first one.
+  assert set(first.heard) == {0, 1} and set(second.heard) == {0, 1, 2, 3}
+
+
+def test_discrete_and_continuous_tasks(tmp_path):
+  with pytest.raises(terminal.UserError, match='few.*wide.*apart'):
+    with run_of(tmp_path, wide, few):
+      pass
+
+
+def test_own_run_goes_on_with_and_without_its_source(tmp_path):
+  logdir = tmp_path / 'run'
+  logdir.mkdir()
+  save(source_agent(), logdir / 'variables.pkl')
+  again = functools.partial(
+      run_of, tmp_path, wide, script=ftl, transfer=True)
+  with again() as run:
+    assert run._agent.report
+    run._agent.variables['encoder/h1/bias'].assign([5.0, 5.0])
+    run._save()
+  for _ in range(2):
+    with again() as run:
+      assert not run._agent.report
+      assert (arrays(run._agent)['encoder/h1/bias'] == 5).all()
+    (logdir / 'source.pkl').unlink(missing_ok=True)
+  # What another run saved is no progress of this one.
+  save(source_agent(), logdir / 'variables.pkl')
+  with pytest.raises(terminal.UserError, match='not written by this run'):
+    with again():
+      pass
+
+
+def test_progress_without_its_configuration_is_no_source(tmp_path):
+  logdir = tmp_path / 'run'
+  logdir.mkdir()
+  save(source_agent(), logdir / 'variables.pkl')
+  with run_of(tmp_path, wide, script=ftl, transfer=True) as run:
+    run._save()
+  own = (logdir / 'variables.pkl').read_bytes()
+  (logdir / 'config.json').unlink()
+  with pytest.raises(terminal.UserError, match='not written by this run'):
+    with run_of(tmp_path, wide, script=ftl, transfer=True):
+      pass
+  assert (logdir / 'variables.pkl').read_bytes() == own

@@ -1,0 +1,174 @@
+"""What the transfer scripts share: their flags, where files lie, the report."""
+
+import math
+import pathlib
+import re
+
+import dreamer
+import checkpoints
+import terminal
+
+MOST = 8
+STORED = pathlib.Path('stored_meta')
+
+
+def define_config():
+  """The flags of `dreamer.py` with several tasks in place of one."""
+  config = dreamer.define_config()
+  config.define('task', '', 'Of dreamer.py; here tasks have numbers.')
+  config.define('envs', 0, 'One for each task: 0, or the number of tasks.',
+                least=0)
+  config.heading('Transfer')
+  define_numbered(config, 'task', 'Task {}, named as in dreamer.py.')
+  return config
+
+
+def define_numbered(config, name, meaning):
+  """Defines `name1`, `name2`, …"""
+  for number in range(1, MOST + 1):
+    config.define(f'{name}{number}', '', meaning.format(number))
+
+
+def numbered(config, name):
+  """The values given for `name1`, `name2`, …, which leave no gap."""
+  values = [getattr(config, f'{name}{i + 1}') for i in range(MOST)]
+  count = sum(map(bool, values))
+  if not all(values[:count]):
+    raise terminal.UserError(
+        f'--{name}{values.index("") + 1} is missing: {name}s are numbered '
+        'without gaps.')
+  return values[:count]
+
+
+def tasks(config):
+  """The tasks of a run, each of which gets an environment."""
+  names = numbered(config, 'task')
+  if config.task or not names:
+    raise terminal.UserError('name the tasks with --task1, --task2 and so on.')
+  for name in names:
+    if names.count(name) > 1:
+      raise terminal.UserError(f'{name} is given as two tasks: name it once.')
+  if config.envs not in (0, len(names)):
+    raise terminal.UserError(
+        f'--envs {config.envs} does not fit the number of tasks, {len(names)}: '
+        f'each has one environment, so give --envs {len(names)} or leave it '
+        'out.')
+  config.envs = len(names)
+  return names
+
+
+# Where pickled variables lie.
+
+def file_in(path):
+  """The file that a path names: itself, or a log directory's checkpoint."""
+  path = pathlib.Path(path)
+  return path / 'variables.pkl' if path.is_dir() else path
+
+
+def find_module(module, config):
+  """The file that a flag names, or one in or above the log directory."""
+  if getattr(config, module):
+    return file_in(getattr(config, module))
+  for folder in (config.logdir, config.logdir.absolute().parent):
+    if (folder / f'{module}.pkl').exists():
+      return folder / f'{module}.pkl'
+
+
+def find_reward(name):
+  """The file of a source reward model: a path, or stored under a task."""
+  if '/' in name or name.endswith('.pkl'):
+    return file_in(name)
+  if (STORED / f'{name}.pkl').exists():
+    return STORED / f'{name}.pkl'
+  stored = sorted(STORED.glob('*.pkl'))
+  fitting = [file for file in stored if file.stem.lower() in name.lower()]
+  if len(fitting) != 1:
+    raise terminal.UserError(
+        f"{len(fitting) or 'no'} files in ./{STORED} fit {name}: "
+        f"{', '.join(map(str, fitting or stored)) or 'it is empty'}. "
+        f'Rename one to {name}.pkl, or give its path.')
+  return fitting[0]
+
+
+def read_agent(path, config):
+  """All variables of a checkpoint."""
+  data = checkpoints.load(path)
+  check_activations(path, data['config'], config, ['cnn_act', 'dense_act'])
+  return data['variables']
+
+
+def read_module(path, module, config):
+  """Variables of one module, from its own file or from a checkpoint."""
+  values = checkpoints.module(path, module)
+  data = checkpoints.read(path)
+  if isinstance(data, dict):
+    act = 'dense_act' if module == 'reward' else 'cnn_act'
+    check_activations(path, data['config'], config, [act])
+  return values
+
+
+def has_module(path, module):
+  """Whether a file that is known to be sound has a module."""
+  try:
+    return bool(checkpoints.module(path, module))
+  except checkpoints.Damaged:
+    return False
+
+
+def check_activations(path, saved, config, flags):
+  """Layers that fit but have other activations would compute nonsense."""
+  for flag in flags:
+    ours = getattr(config, flag)
+    # Old files do not say; their scripts had today's defaults.
+    if saved.get(flag, ours) != ours:
+      raise terminal.UserError(
+          f'{path} was trained with --{flag} {saved[flag]}, this run has '
+          f'{ours}: give it the same.')
+
+
+def hidden_sizes(arrays):
+  """Units of the hidden layers of a reward model."""
+  return [
+      len(arrays[name]) for name in sorted(arrays)
+      if re.search(r'/h\d+/bias$', name)]
+
+
+# What becomes of the variables.
+
+def report(title, rules, values, frozen, factor=None):
+  """A table of what became of the variables of each module.
+
+  Args:
+    title: lines to stand above it.
+    rules: `{name: 'copy', 'scale' or 'reset'}` of variables or parts of them.
+    values: `{name: array or variable}` of the same.
+    frozen: function that says of a name whether it is never trained.
+    factor: what is scaled is scaled by this.
+  """
+  def cell(names):
+    size = sum(math.prod(values[name].shape) for name in names)
+    return f'{len(names)} ({size:,})' if names else '-'
+
+  kinds = {'copy': 'copied', 'reset': 'reset'}
+  if factor is not None:
+    kinds = {'copy': 'copied', 'scale': f'scaled by {factor:g}', **kinds}
+  rows = [['module', *kinds.values(), 'frozen']]
+  for module in [*dict.fromkeys(map(module_of, rules)), 'all']:
+    names = [name for name in rules if module in (module_of(name), 'all')]
+    rows.append([
+        module, *(cell([name for name in names if rules[name] == kind])
+                  for kind in kinds), cell(list(filter(frozen, names)))])
+  widths = [max(map(len, column)) for column in zip(*rows)]
+  table = ['  '.join(map(str.ljust, row, widths)).rstrip() for row in rows]
+  return '\n'.join([
+      title, 'Variables (and parameters) by what became of them:', *table])
+
+
+def of_module(module, variables):
+  """Those of `{name: variable or array}` that belong to a module."""
+  return {k: v for k, v in variables.items() if module_of(k) == module}
+
+
+def module_of(name):
+  """The first part of a variable's name, with the number of a source model."""
+  return re.match(r'\w+(/source\d+)?', name)[0]
