@@ -30,7 +30,7 @@ class Dot(gym.Env):
   def step(self, action):
     self._place = float(np.clip(self._place + 0.1 * action[0], -1, 1))
     self._steps += 1
-    extra = self._wrong() if self._steps == self._when else 0.0
+    extra = self._wrong() if self._when in (self._steps, 'always') else 0.0
     reward = 1 - abs(self._place) + extra
     return np.float32([self._place]), reward, False, False, {}
 
@@ -78,4 +78,4 @@ def always_fails():
 
 def vast():
   """Rewards are finite, their squares are not."""
-  return Dot(lambda: 1e30, when=1)
+  return Dot(lambda: 1e30, when='always')
