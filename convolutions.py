@@ -11,7 +11,9 @@ def conv(x, kernel, bias):
 
   `x` [N, H, W, C], `kernel` [k, k, C, D], `bias` [D] -> [N, (H-k)/2+1, .., D].
   """
-  return tf.nn.bias_add(tf.nn.conv2d(x, kernel, 2, 'VALID'), bias)
+  if PLAIN or _size(x, kernel) > 2:
+    return tf.nn.bias_add(tf.nn.conv2d(x, kernel, 2, 'VALID'), bias)
+  return tf.nn.bias_add(_conv_patches(x, kernel), bias)
 
 
 def deconv(x, kernel, bias):
@@ -23,9 +25,26 @@ def deconv(x, kernel, bias):
     return tf.nn.bias_add(_deconv_pixel(x, kernel), bias)
   if PLAIN or kernel.shape[0] % 2:
     return tf.nn.bias_add(_deconv_plain(x, kernel), bias)
-  # A tensor, for custom gradients refuse the variables of mixed precision.
-  kernel = tf.convert_to_tensor(kernel)
-  return tf.nn.bias_add(_deconv_subpixel(x, kernel), bias)
+  return _deconv_subpixel(
+      x, tf.convert_to_tensor(kernel), tf.convert_to_tensor(bias))
+
+
+def _size(x, kernel):
+  return (max(x.shape[1:3]) - kernel.shape[0]) // 2 + 1
+
+
+def _conv_patches(x, kernel):
+  # Few output pixels: the product of their patches with the kernel.
+  k, _, channels, depth = kernel.shape
+  rows, columns = [(s - k) // 2 + 1 for s in x.shape[1:3]]
+  patches = tf.concat([
+      tf.reshape(
+          tf.slice(x, [0, i, j, 0], [-1, k, k, channels]),
+          [-1, k * k * channels])
+      for i in range(0, 2 * rows, 2) for j in range(0, 2 * columns, 2)], 1)
+  patches = tf.reshape(patches, [-1, k * k * channels])
+  y = tf.matmul(patches, tf.reshape(kernel, [-1, depth]))
+  return tf.reshape(y, [-1, rows, columns, depth])
 
 
 def _deconv_pixel(x, kernel):
@@ -43,13 +62,14 @@ def _deconv_plain(x, kernel):
 
 
 @tf.custom_gradient
-def _deconv_subpixel(x, kernel):
+def _deconv_subpixel(x, kernel, bias):
   # Output pixels of each of the 4 parities see their own k/2 x k/2 kernel: one
   # convolution at the low resolution computes the 4 as channels. Backward, the
   # strided convolutions themselves are faster.
   half, pad = kernel.shape[0] // 2, kernel.shape[0] // 2 - 1
   pads = [[0, 0], [pad, pad], [pad, pad], [0, 0]]
   y = tf.nn.conv2d(x, _phases(kernel, half), 1, pads)
+  y = tf.nn.bias_add(y, tf.tile(bias, [4]))
   height, width, depth = y.shape[1], y.shape[2], kernel.shape[2]
   y = tf.reshape(y, [-1, height, width, 2, 2 * depth])
   y = tf.transpose(y, [0, 1, 3, 2, 4])
@@ -59,7 +79,11 @@ def _deconv_subpixel(x, kernel):
     dkernel = tf.raw_ops.Conv2DBackpropFilter(
         input=dy, filter_sizes=kernel.shape, out_backprop=x,
         strides=[1, 2, 2, 1], padding='VALID')
-    return dx, dkernel
+    # With few channels, sums over whole rows of pixels are faster.
+    dbias = tf.raw_ops.BiasAddGrad(
+        out_backprop=tf.reshape(dy, [-1, 2 * width * depth]))
+    dbias = tf.reduce_sum(tf.reshape(dbias, [-1, depth]), 0)
+    return dx, dkernel, dbias
   return tf.reshape(y, [-1, 2 * height, 2 * width, depth]), grad
 
 

@@ -507,7 +507,7 @@ class Dreamer:
       action = self._actor(feat).sample(noise[1])
       return self._dynamics.img_step(prev, action, noise[0])
 
-    return self._dynamics.get_feat(tools.scan(step, tuple(noise), start))
+    return self._dynamics.get_feat(tf.scan(step, tuple(noise), start))
 
   def _alive(self, data):
     """Weight [1, N] of imagined trajectories; 0 where they start at an end.

@@ -135,8 +135,8 @@ def play(agent, task, config):
     while len(returns) < config.episodes:
       steps.step(policy)
   terminal.say(
-      f'return {np.mean(returns):.2f} ± {np.std(returns):.2f}, mean ± standard '
-      f'deviation of {len(returns)} episodes of {task}')
+      f'return {np.mean(returns):.2f} ± {np.std(returns):.2f} (mean ± standard '
+      f'deviation, episodes: {len(returns)})')
   return np.array(film)
 
 
@@ -219,7 +219,7 @@ def save_video(path, frames):
   except OSError as error:
     raise terminal.UserError(
         f'{path} cannot be written: {error.strerror}.') from None
-  terminal.say(f'{path} shows the first, {len(frames)} pictures.')
+  terminal.say(f'{path} shows the first episode, {len(frames)} pictures.')
 
 
 def mp4(frames, fps):

@@ -178,6 +178,9 @@ class Config:
       value = pathlib.Path(value)
     elif isinstance(default, float) and type(value) is int:
       value = float(value)
+    elif isinstance(default, str) and flag['choices'] and (
+        type(value) is int):
+      value = str(value)  # As in `config.precision = 16`.
     elif isinstance(default, int) and type(value) is float:
       value = int(value) if value.is_integer() else value
     if type(value) is not type(default) and not isinstance(

@@ -114,8 +114,8 @@ def predict(agent, episode, context):
     `truth` and `prediction` [T, 64, 64, 3] in 0 to 1, `reward` [T] as the agent
     learns it, and `rewards`, {who predicts: [T]}.
   """
-  data = agent._preprocess(
-      {key: tf.convert_to_tensor(value[None]) for key, value in episode.items()})
+  data = agent._preprocess({
+      key: tf.convert_to_tensor(value[None]) for key, value in episode.items()})
   embed = agent._encode({'image': data['image'][:, :context]})
   post, _ = agent._dynamics.observe(embed, data['action'][:, :context])
   prior = agent._dynamics.imagine(
@@ -209,8 +209,8 @@ def draw_rewards(axes, seen, start, context):
   axes.set_xlabel('Time (decisions)')
   axes.set_ylabel('Reward')
   axes.legend(
-      loc='lower left', bbox_to_anchor=(0, 1), ncols=3, frameon=False,
-      borderaxespad=0.2, handlelength=1.5, columnspacing=1.2)
+      loc='lower left', bbox_to_anchor=(0, 1), ncols=3, fontsize=8,
+      frameon=False, borderaxespad=0.2, handlelength=1.5, columnspacing=1.2)
 
 
 if __name__ == '__main__':

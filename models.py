@@ -171,7 +171,7 @@ class RSSM(Module):
           prev['stoch'] * keep, prev['deter'] * keep, action * keep)
       return self._posterior(deter, embed, noise)
 
-    post = tools.scan(step, (embed, action, keep[..., None], noise[0]), state)
+    post = tf.scan(step, (embed, action, keep[..., None], noise[0]), state)
     # The prior does not feed back, so all steps are computed together.
     prior = self._prior(post['deter'], noise[1])
     return tf.nest.map_structure(_swap, (post, prior))
@@ -183,7 +183,7 @@ class RSSM(Module):
     noise = tf.random.normal(shape) if noise is None else _swap(noise)
     if state is None:
       state = self.initial(shape[1])
-    prior = tools.scan(
+    prior = tf.scan(
         lambda prev, inputs: self.img_step(prev, *inputs), (action, noise),
         state)
     return tf.nest.map_structure(_swap, prior)

@@ -1,6 +1,6 @@
 """TensorFlow pieces of the algorithm that are not networks.
 
-Distributions, returns, scans, the optimizer and running means.
+Distributions, returns, noise, the optimizer, running means and clocks.
 """
 
 import re
@@ -142,27 +142,6 @@ def lambda_return(reward, value, pcont, bootstrap, lambda_, axis):
     last = inputs[step] + pcont[step] * lambda_ * last
     returns.append(last)
   return tf.transpose(tf.stack(returns[::-1]), np.argsort(order))
-
-
-def scan(step, inputs, start, unroll=False):
-  """Carries a state over axis 0 of `inputs`.
-
-  Args:
-    step: `state, input -> state`, both nested structures.
-    inputs: structure of `[T, ...]`.
-    start: the first state.
-    unroll: whether to write the steps out instead of building a loop.
-
-  Returns:
-    Structure of states `[T, ...]`.
-  """
-  if not unroll:
-    return tf.scan(step, inputs, start)
-  state, states = start, []
-  for index in range(tf.nest.flatten(inputs)[0].shape[0]):
-    state = step(state, tf.nest.map_structure(lambda x: x[index], inputs))
-    states.append(state)
-  return tf.nest.map_structure(lambda *steps: tf.stack(steps), *states)
 
 
 def noise(shape, seed, axis):

@@ -42,14 +42,14 @@ class Process:
         cwd=ROOT / 'tests', env={**os.environ, **(env or {})})
     self.output = ''
 
-  def wait_for(self, condition, seconds=200):
+  def wait_for(self, condition, seconds=200, pause=0.01):
     """Waits until `condition()` holds; the run must still be going then."""
     limit = time.monotonic() + seconds
     while not condition():
       if self.popen.poll() is not None or time.monotonic() > limit:
         self.popen.kill()
         raise AssertionError('too late: ' + self.popen.communicate()[0])
-      time.sleep(0.01)
+      time.sleep(pause)
 
   def end(self, *signals):
     """Sends signals, all at once; returns the exit status."""

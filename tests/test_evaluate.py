@@ -21,17 +21,17 @@ import evaluate
 import logs
 import look
 import replay
+import running
 import training
 import wrappers
 
-ROOT = pathlib.Path(__file__).parents[1]
-OLD = ROOT / 'tests' / 'data' / 'oracle' / 'a' / 'variables.pkl'
-TASK = 'InvertedPendulumSwingupBulletEnv-v0'
+OLD = running.ROOT / 'tests' / 'data' / 'oracle' / 'a' / 'variables.pkl'
+TASK = running.SWINGUP
 
 
 def command(script, *flags):
   return subprocess.run(
-      [sys.executable, ROOT / script, *map(str, flags)], cwd=ROOT,
+      [sys.executable, running.ROOT / script, *map(str, flags)],
       capture_output=True, text=True, timeout=300)
 
 
@@ -39,10 +39,8 @@ def command(script, *flags):
 def run(tmp_path_factory):
   """Log directory of a short run."""
   logdir = tmp_path_factory.mktemp('run')
-  done = command(
-      'dreamer.py', '--preset', 'debug', '--task', TASK, '--logdir', logdir,
-      '--steps', 400, '--log_histograms', True)
-  assert done.returncode == 0, done.stderr
+  assert running.run(
+      logdir, steps=400, log_images=True, log_histograms=True) == 0
   return logdir
 
 
@@ -149,8 +147,8 @@ class TestEvaluate:
     assert everything(run) == before
     scores = returns(done.stdout)
     mean, deviation = re.search(
-        r'^return (\S+) ± (\S+), mean ± standard deviation of 3 episodes of '
-        + TASK, done.stdout, re.M).groups()
+        r'^return (\S+) ± (\S+) \(mean ± standard deviation, episodes: 3\)$',
+        done.stdout, re.M).groups()
     assert len(set(scores)) == 3
     assert float(mean) == pytest.approx(np.mean(scores), abs=0.02)
     assert float(deviation) == pytest.approx(np.std(scores), abs=0.02)
@@ -234,8 +232,7 @@ class TestEvaluate:
       (['--from', OLD, '--size', '5'], '--size must be at least 16'),
       (['--from', OLD, '--episode', '5'], 'Did you mean --episodes'),
   ])
-  def test_bad_input(self, flags, words, monkeypatch):
-    monkeypatch.chdir(ROOT)
+  def test_bad_input(self, flags, words):
     with pytest.raises(terminal.UserError, match=re.escape(words)) as error:
       evaluate.main(list(map(str, flags)))
     assert '\n' not in str(error.value)
@@ -473,8 +470,8 @@ class TestLook:
 
 @pytest.mark.slow
 def test_logging_costs_under_two_percent(tmp_path, monkeypatch):
-  """Of the time between two evaluations, which are five times as frequent as
-  by default, at the small sizes of the preset for CPUs."""
+  """Of the time between two evaluations, which are ten times as frequent as by
+  default, at the small sizes of the preset for CPUs."""
   spent, ends = [], []
 
   def timed(owner, name):
@@ -493,7 +490,7 @@ def test_logging_costs_under_two_percent(tmp_path, monkeypatch):
   timed(dreamer.Dreamer, 'open_loop')
   training.main([
       '--preset', 'cpu', '--task', TASK, '--logdir', str(tmp_path),
-      '--prefill', '1000', '--steps', '5000', '--eval_every', '2000'],
+      '--prefill', '1000', '--steps', '3000', '--eval_every', '1000'],
       '', dreamer.define_config, dreamer.Dreamer)
   # The first evaluation, before training, also compiles.
   loops = [end for name, _, end in spent if name == 'open_loop']

@@ -183,6 +183,8 @@ def test_values_set_in_scripts_are_checked(config):
   assert config.steps == 2000000 and type(config.steps) is int
   config.logdir = './somewhere'
   assert config.logdir == pathlib.Path('somewhere')
+  config.precision = 16
+  assert config.precision == '16'
   for name, value in [
       ('steps', 0.5), ('steps', float('inf')), ('steps', 'many'),
       ('pcont', 1), ('task', 3), ('batch_length', 0), ('discount', None),

@@ -22,7 +22,7 @@ CASES = {
     'onehot': dict(action_dist='onehot'),
     'pcont and onehot': dict(pcont=True, action_dist='onehot'),
     'clipped rewards': dict(clip_rewards='tanh'),
-    'free nats': dict(free_nats=50.0),
+    'free nats': dict(free_nats=1000.0),
 }
 ACTIONS = 3
 GROUPS = {
@@ -268,10 +268,12 @@ class Case:
     self.config.update({**SIZES, **changes})
     rng = np.random.default_rng(1)
     self.agent = dreamer.Dreamer(self.config, ACTIONS)
-    # Not the fresh ones: their biases are zero and hide mistakes.
-    self.agent.assign({
-        name: (0.3 * rng.normal(size=variable.shape)).astype(np.float32)
-        for name, variable in self.agent.variables.items()})
+    # Not the fresh ones: biases of zero hide mistakes, and so does an actor
+    # that hardly looks at the state.
+    for name, variable in self.agent.variables.items():
+      dense = len(variable.shape) == 2
+      scale = 1.5 / variable.shape[0] ** 0.5 if dense else 0.3
+      variable.assign(scale * rng.normal(size=variable.shape))
     self.data = self._batch(rng)
     self.noise = self._noise()
 
@@ -383,7 +385,7 @@ def test_gradients(cases, name):
 
     slope = (loss(1e-6) - loss(-1e-6)) / 2e-6
     np.testing.assert_allclose(
-        slope, np.sum(grad * direction), rtol=0, atol=2e-3 * norm + 1e-5,
+        slope, np.sum(grad * direction), rtol=0, atol=5e-4 * norm + 1e-6,
         err_msg=key)
 
 
@@ -397,18 +399,10 @@ def test_free_nats_hide_the_divergence(cases):
       assert plain[name].any()
 
 
-def test_rewards_that_are_not_clipped_differ(cases):
-  """Else the case of clipped rewards would show nothing."""
-  clipped, plain = (
-      cases(name)[1][1]['reward_loss'] for name in
-      ('clipped rewards', 'defaults'))
-  assert abs(clipped - plain) > 1e-2
-
-
-def test_what_follows_an_end_is_not_imagined(cases):
-  """No image or reward beyond a terminal state moves its weight."""
+def test_nothing_is_learned_from_what_follows_an_end(cases):
+  """If all states are ends, neither actor nor value has a loss."""
   case, (losses, _, _) = cases('pcont')
-  alive = dict(case.data, discount=np.ones_like(case.data['discount']))
-  other, _ = case.agent.losses(dreamer.tensors(alive), tf.constant(SEED))
-  assert abs(other['actor'] - losses['actor']) > 1e-3
-  assert abs(other['value'] - losses['value']) > 1e-3
+  ends = dict(case.data, discount=np.zeros_like(case.data['discount']))
+  nothing, _ = case.agent.losses(dreamer.tensors(ends), tf.constant(SEED))
+  assert nothing['actor'] == nothing['value'] == 0
+  assert losses['actor'] != 0 and losses['value'] != 0

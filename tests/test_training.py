@@ -81,17 +81,18 @@ def test_short_episodes_train(tmp_path):
 
 @pytest.mark.skipif(bool(NO_OPENGL), reason=NO_OPENGL)
 def test_deepmind_control_trains_and_continues(tmp_path):
-  task = dict(task='dmc_walker_walk', log_images=True)
-  first = running.Process(tmp_path, steps=300, **task)
+  flags = dict(task='dmc_walker_walk', prefill=100, log_images=True)
+  first = running.Process(tmp_path, steps=100, **flags)
   assert first.end() == 0, first.output
-  assert [x['step'] for x in running.lines(tmp_path) if 'test/return' in x] == [
-      200, 300]
   before = running.episodes(tmp_path)
-  second = running.Process(tmp_path, steps=400, **task)
+  second = running.Process(tmp_path, steps=200, **flags)
   assert second.end() == 0, second.output
-  assert 'continues at step 300' in second.output
-  assert running.episodes(tmp_path)[:len(before)] == before
-  assert checkpoints.load(tmp_path / 'variables.pkl')['updates'] == 6
+  assert 'continues at step 100' in second.output
+  assert 'error' not in first.output + second.output
+  assert running.episodes(tmp_path)[:1] == before
+  lines = running.lines(tmp_path)
+  assert [x['step'] for x in lines if 'test/return' in x] == [100, 200]
+  assert [x['step'] for x in lines if 'model_loss' in x] == [100]
 
 
 def test_run_with_more_steps_goes_on_from_its_end(stopped, copy):
@@ -140,10 +141,11 @@ def test_log_directory_that_cannot_be_made(tmp_path, capfd):
     bool(ctypes.util.find_library('OSMesa')), reason='OSMesa is installed.')
 def test_missing_opengl_names_the_package(tmp_path):
   run = running.Process(
-      tmp_path / 'new', task='dmc_walker_walk', env={'MUJOCO_GL': 'osmesa'})
+      tmp_path / 'new', task='dmc_walker_walk',
+      env={'MUJOCO_GL': 'osmesa', 'PYOPENGL_PLATFORM': 'osmesa'})
   assert run.end() == 2
   assert len(run.output.splitlines()) == 1
-  assert run.output.startswith('error: ') and 'libosmesa6' in run.output
+  assert run.output.startswith('error: ') and 'apt-get install' in run.output
   assert not (tmp_path / 'new').exists()
 
 

@@ -1,0 +1,68 @@
+"""The README's examples do what it says of them."""
+
+import importlib
+import pathlib
+import re
+import shlex
+
+import numpy as np
+
+import wrappers
+
+README = (pathlib.Path(__file__).parent.parent / 'README.md').read_text()
+
+
+def test_environment_of_ones_own(tmp_path, monkeypatch):
+  code, = re.findall(r'```python\n# my_tasks.py\n(.*?)```', README, re.S)
+  (tmp_path / 'my_tasks.py').write_text(code)
+  monkeypatch.chdir(tmp_path)
+  env = wrappers.make_env('my_tasks:Dot', time_limit=20)
+  first, _ = env.reset(seed=1)
+  again, _ = env.reset(seed=1)
+  assert np.array_equal(first['image'], again['image'])
+  for step in range(10):
+    obs, reward, terminated, truncated, _ = env.step(np.float32([1]))
+    assert reward <= 2 and not terminated and truncated == (step == 9)
+  # The dot has moved to the right edge of the picture.
+  assert obs['image'][32, :, 0].argmax() == 58
+  assert first['image'][32, :, 0].argmax() < 58
+
+
+def test_commands_have_the_flags_that_they_name():
+  """Every script and flag in the README's commands exists."""
+  import dreamer
+  commands = re.findall(r'^python3? (\S+\.py) (.*)$', README, re.M)
+  assert len(commands) >= 10
+  for script, rest in commands:
+    if script in dreamer.SCRIPTS:
+      module = dreamer.script_module(script)
+    else:
+      module = importlib.import_module(script.removesuffix('.py'))
+    words = shlex.split(rest)
+    if script == 'plotting.py':
+      module.parse(words)
+    else:
+      module.define_config().parse(words)
+
+
+def test_ablations_are_patterns_of_the_script():
+  import dreamer
+  define = dreamer.script_module('dreamer-FTL.py').define_config
+  rows = re.findall(r'^\| [^|]+ \| ((?:[^|]|\\\|)*--(?:[^|]|\\\|)*) \|$', README, re.M)
+  assert len(rows) >= 9
+  for row in rows:
+    for command in row.replace('\\|', '|').split('`')[1::2]:
+      if not command.startswith('--'):
+        continue
+      words = re.findall(r"--(\w+) (?:'([^']*)'|(\S+))", command)
+      assert words
+      config = define()
+      config.parse([
+          part for name, quoted, bare in words
+          for part in (f'--{name}', quoted or bare)])
+
+
+def test_the_first_words_are_the_two_commands():
+  commands = README.split('```')[1].split('\n')
+  assert [line.split('#')[0].strip() for line in commands if line] == [
+      'make train', 'make test']
