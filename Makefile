@@ -5,7 +5,7 @@ PYTHON ?= $(firstword $(foreach name,python3.11 python3.10 python3,\
 ARGS ?=
 RUN := .venv/bin/python
 
-.PHONY: help train test slow clean
+.PHONY: help train test slow chaos soak clean
 
 help:  ## Lists the targets.
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | column -t -s $$'\t'
@@ -15,10 +15,16 @@ train: .venv/ready  ## Sets up, then trains a pendulum to swing up on a CPU.
 	  --logdir ./logdir/swingup/dreamer/0 --steps 6e4 $(ARGS)
 
 test: .venv/ready-test  ## Sets up, then runs the tests (not the slow ones).
-	$(RUN) -m pytest tests -m 'not slow' $(ARGS)
+	$(RUN) -m pytest tests -m 'not slow' --numprocesses 2 --dist loadfile $(ARGS)
 
-slow: .venv/ready-test  ## Runs the slow tests.
+slow: .venv/ready-test  ## Runs the slow tests, those of chaos among them.
 	$(RUN) -m pytest tests -m slow $(ARGS)
+
+chaos: .venv/ready-test  ## Kills a run twenty times; reads 20,000 bad checkpoints.
+	$(RUN) -m pytest tests/test_chaos.py tests/test_checkpoints.py -m slow -s $(ARGS)
+
+soak: .venv/ready-test  ## Watches memory, files and processes of a run for an hour.
+	$(RUN) tests/soak.py --minutes 60 $(ARGS)
 
 clean:  ## Removes the virtual environment.
 	rm -rf .venv

@@ -11,7 +11,6 @@ import pathlib
 
 import matplotlib
 from matplotlib import figure as mpl_figure
-from matplotlib import ticker as mpl_ticker
 import numpy as np
 
 import terminal

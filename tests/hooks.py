@@ -64,6 +64,23 @@ def good():
   return Dot()
 
 
+class Uneven(Dot):
+  """Episodes of 5 to 40 steps."""
+
+  def reset(self, *, seed=None, options=None):
+    result = super().reset(seed=seed)
+    self._length = self.np_random.integers(5, 40)
+    return result
+
+  def step(self, action):
+    obs, reward, _, _, info = super().step(action)
+    return obs, reward, self._steps >= self._length, False, info
+
+
+def uneven():
+  return Uneven()
+
+
 def three_failures():
   """Crashes, hangs, and gives NaN, then behaves."""
   wrongs = [

@@ -70,7 +70,8 @@ def everything(folder):
 
 
 def returns(text):
-  return [float(x) for x in re.findall(r'^episode .* return +(\S+)', text, re.M)]
+  found = re.findall(r'^episode .* return +(\S+)', text, re.M)
+  return [float(x) for x in found]
 
 
 def frames_of(data):
@@ -501,5 +502,6 @@ def test_logging_costs_under_two_percent(tmp_path, monkeypatch):
   print(f'\nlogging took {total:.2f} s of {end - begin:.1f} s: {share:.2%}')
   for name in sorted({x[0] for x in during}):
     times = [end - begin for x, begin, end in during if x == name]
-    print(f'{name:10} {len(times):4} times, {np.mean(times) * 1e3:6.1f} ms each')
+    each = np.mean(times) * 1e3
+    print(f'{name:10} {len(times):4} times, {each:6.1f} ms each')
   assert share < 0.02

@@ -10,6 +10,7 @@ import driver
 import dreamer
 import running
 import training
+import workers
 
 # Updates fall in the middle of episodes.
 FLAGS = dict(threads=1, time_limit=140)
@@ -86,6 +87,70 @@ def test_signals_end_processes_with_everything_saved(whole, tmp_path):
     run = running.Process(tmp_path, **flags)
     run.wait_for(lambda: len(run.workers()) == 2)
     assert run.end(number) == status
+
+
+def collect(seed=0, count=2):
+  """A driver of uneven environments, and the list of what it finishes."""
+  envs = [
+      workers.make('none', 'hooks:uneven', action_repeat=1)
+      for _ in range(count)]
+  finished = []
+  return driver.Driver(
+      envs, [seed], lambda *episode: finished.append(episode)), finished
+
+
+def random_policy(obs, reset, state):
+  """Actions from a state that counts the calls."""
+  count = 0 if state is None else state + 1
+  rng = np.random.default_rng(count)
+  return rng.uniform(-1, 1, (len(reset), 1)), count
+
+
+def test_driver_goes_on_where_it_was():
+  whole, expected = collect()
+  half, before = collect()
+  for _ in range(33):
+    whole.step(random_policy)
+    half.step(random_policy)
+  again, after = collect()
+  again.restore(half.state())
+  assert again.pending == half.pending > 0
+  for _ in range(60):
+    whole.step(random_policy)
+    again.step(random_policy)
+  assert len(after) > 2
+  for (one, first), (two, second) in zip(expected, before + after):
+    assert one == two
+    assert_equal(first, second)
+  assert len(expected) == len(before + after)
+
+
+def test_driver_does_not_repeat_what_was_finished_since():
+  first, finished = collect()
+  first.step(random_policy)
+  state = first.state()
+  while not finished:
+    first.step(random_policy)
+  (index, episode), = finished
+  again, after = collect()
+  again.restore(state, [episode['action']])
+  restored = again.state()
+  assert restored['open'][index] is None
+  assert_equal(restored['open'][1 - index], state['open'][1 - index])
+  while not any(i == index for i, _ in after):
+    again.step(random_policy)
+  following = next(e for i, e in after if i == index)
+  assert not np.array_equal(following['reward'], episode['reward'])
+
+
+def test_driver_with_another_number_of_environments():
+  first, _ = collect()
+  first.step(random_policy)
+  more, after = collect(count=3)
+  more.restore(first.state())
+  assert more.pending == 0
+  while not after:
+    more.step(random_policy)
 
 
 def test_second_signal_ends_at_once(tmp_path):
