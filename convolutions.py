@@ -12,8 +12,8 @@ def conv(x, kernel, bias):
   `x` [N, H, W, C], `kernel` [k, k, C, D], `bias` [D] -> [N, (H-k)/2+1, .., D].
   """
   if PLAIN or _size(x, kernel) > 2:
-    return tf.nn.bias_add(tf.nn.conv2d(x, kernel, 2, 'VALID'), bias)
-  return tf.nn.bias_add(_conv_patches(x, kernel), bias)
+    return add_bias(tf.nn.conv2d(x, kernel, 2, 'VALID'), bias)
+  return add_bias(_conv_patches(x, kernel), bias)
 
 
 def deconv(x, kernel, bias):
@@ -22,11 +22,32 @@ def deconv(x, kernel, bias):
   `x` [N, H, W, C], `kernel` [k, k, D, C], `bias` [D] -> [N, 2(H-1)+k, .., D].
   """
   if x.shape[1] == x.shape[2] == 1:
-    return tf.nn.bias_add(_deconv_pixel(x, kernel), bias)
+    return add_bias(_deconv_pixel(x, kernel), bias)
   if PLAIN or kernel.shape[0] % 2:
-    return tf.nn.bias_add(_deconv_plain(x, kernel), bias)
+    return add_bias(_deconv_plain(x, kernel), bias)
   return _deconv_subpixel(
       x, tf.convert_to_tensor(kernel), tf.convert_to_tensor(bias))
+
+
+def add_bias(x, bias):
+  """Sum of `x` [..., D] and `bias` [D], in half precision too."""
+  if x.dtype == tf.float32:
+    return tf.nn.bias_add(x, bias)
+  return _add_bias(x, tf.convert_to_tensor(bias))
+
+
+@tf.custom_gradient
+def _add_bias(x, bias):
+  # On a CPU, tf.nn.bias_add sums its gradient in bfloat16 (and tf.reduce_sum
+  # in float16): beyond some hundred terms the sum stops growing.
+  def grad(dy):
+    return dy, _column_sums(tf.reshape(dy, [-1, bias.shape[0]]))
+  return tf.nn.bias_add(x, bias), grad
+
+
+def _column_sums(x):
+  # As a product, which accumulates in float32 whatever its type.
+  return tf.matmul(tf.ones([1, tf.shape(x)[0]], x.dtype), x)[0]
 
 
 def _size(x, kernel):
@@ -80,10 +101,8 @@ def _deconv_subpixel(x, kernel, bias):
         input=dy, filter_sizes=kernel.shape, out_backprop=x,
         strides=[1, 2, 2, 1], padding='VALID')
     # With few channels, sums over whole rows of pixels are faster.
-    dbias = tf.raw_ops.BiasAddGrad(
-        out_backprop=tf.reshape(dy, [-1, 2 * width * depth]))
-    dbias = tf.reduce_sum(tf.reshape(dbias, [-1, depth]), 0)
-    return dx, dkernel, dbias
+    dbias = _column_sums(tf.reshape(dy, [-1, 2 * width * depth]))
+    return dx, dkernel, _column_sums(tf.reshape(dbias, [-1, depth]))
   return tf.reshape(y, [-1, 2 * height, 2 * width, depth]), grad
 
 

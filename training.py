@@ -57,6 +57,7 @@ def main(argv, usage, define_config, agent_class, tasks=None):
     wrappers.check_task(name)
   set_up_tensorflow(config)
   with contextlib.ExitStack() as stack:
+    stack.enter_context(make_strategy(config).scope())
     return Run(config, agent_class, names, bool(tasks), stack).run()
 
 
@@ -70,6 +71,18 @@ def set_up_tensorflow(config):
       tf.config.threading.set_intra_op_parallelism_threads(config.threads)
       tf.config.threading.set_inter_op_parallelism_threads(config.threads)
   tf.random.set_seed(config.seed)
+
+
+def make_strategy(config):
+  """All GPUs of this machine learn together, each from a part of a batch."""
+  count = len(tf.config.list_physical_devices('GPU'))
+  if count < 2:
+    return tf.distribute.get_strategy()
+  if config.batch_size % count:
+    raise terminal.UserError(
+        f'--batch_size {config.batch_size} cannot be shared by {count} GPUs: '
+        'give a multiple, or fewer GPUs with CUDA_VISIBLE_DEVICES.')
+  return tf.distribute.MirroredStrategy()
 
 
 class Run:

@@ -7,6 +7,7 @@ import pathlib
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -36,19 +37,21 @@ class Process:
 
   def __init__(self, logdir, env=None, **values):
     self.logdir = pathlib.Path(logdir)
+    self.output = ''
+    # A pipe would be full one day.
+    self._file = tempfile.TemporaryFile('w+')
     self.popen = subprocess.Popen(
         [sys.executable, str(ROOT / 'dreamer.py'), *flags(logdir, **values)],
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        cwd=ROOT / 'tests', env={**os.environ, **(env or {})})
-    self.output = ''
+        stdout=self._file, stderr=subprocess.STDOUT, cwd=ROOT / 'tests',
+        env={**os.environ, **(env or {})})
 
   def wait_for(self, condition, seconds=200, pause=0.01):
     """Waits until `condition()` holds; the run must still be going then."""
     limit = time.monotonic() + seconds
     while not condition():
       if self.popen.poll() is not None or time.monotonic() > limit:
-        self.popen.kill()
-        raise AssertionError('too late: ' + self.popen.communicate()[0])
+        self.end(signal.SIGKILL)
+        raise AssertionError(f'too late: {self.output}')
       time.sleep(pause)
 
   def end(self, *signals):
@@ -59,8 +62,10 @@ class Process:
       self.popen.send_signal(number)
     if len(signals) > 1:
       self.popen.send_signal(signal.SIGCONT)
-    self.output += self.popen.communicate(timeout=200)[0]
-    return self.popen.returncode
+    status = self.popen.wait(timeout=300)
+    self._file.seek(0)
+    self.output = self._file.read()
+    return status
 
   def workers(self):
     """Ids of the worker processes."""
