@@ -24,7 +24,7 @@ chaos: .venv/ready-test  ## Kills a run twenty times; reads 20,000 bad checkpoin
 	$(RUN) -m pytest tests/test_chaos.py tests/test_checkpoints.py -m slow -s $(ARGS)
 
 soak: .venv/ready-test  ## Watches memory, files and processes of a run for an hour.
-	$(RUN) tests/soak.py --minutes 60 $(ARGS)
+	$(RUN) tests/soak.py $(ARGS)
 
 clean:  ## Removes the virtual environment.
 	rm -rf .venv

@@ -46,11 +46,7 @@ def define_config():
 
 
 def main(argv):
-  config = define_config()
-  if '--help' in argv or '-h' in argv:
-    print(config.help(__doc__))
-    return
-  config.parse(argv)
+  config = define_config().command(argv, __doc__)
   if config.task:
     wrappers.check_task(config.task)
   check_video(config.video)

@@ -23,11 +23,8 @@ def define_config():
 
 
 def main(argv):
-  config = define_config()
-  if '--help' in argv or '-h' in argv:
-    print(config.help(__doc__))
-    return
-  source, module, target = config.parse(argv).plain().values()
+  config = define_config().command(argv, __doc__)
+  source, module, target = config.plain().values()
   for name, value in (('from', source), ('to', target)):
     if not value:
       raise terminal.UserError(f'--{name} is missing; see --help.')

@@ -111,6 +111,13 @@ class Config:
       setattr(self, name, self._from_text(name, text))
     return self
 
+  def command(self, argv, usage):
+    """Reads the flags of a program; `--help` prints the manual and ends it."""
+    if '--help' in argv or '-h' in argv:
+      print(self.help(usage))
+      raise SystemExit
+    return self.parse(argv)
+
   def preset_name(self, name):
     """Puts the values of the preset called `name` in place."""
     self._values['preset'] = self._checked('preset', name)

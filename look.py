@@ -40,11 +40,7 @@ def define_config():
 
 
 def main(argv):
-  config = define_config()
-  if '--help' in argv or '-h' in argv:
-    print(config.help(__doc__))
-    return
-  config.parse(argv)
+  config = define_config().command(argv, __doc__)
   source, out = getattr(config, 'from'), pathlib.Path(config.out)
   if out.suffix not in ('.png', '.pdf'):
     raise terminal.UserError(f'--out {out} must end in .png or .pdf.')

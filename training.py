@@ -44,11 +44,7 @@ def main(argv, usage, define_config, agent_class, tasks=None):
     tasks: `config -> list of task names`, for scripts that name one
       environment each; their metrics are kept by task too.
   """
-  config = define_config()
-  if '--help' in argv or '-h' in argv:
-    print(config.help(usage))
-    return 0
-  config.parse(argv)
+  config = define_config().command(argv, usage)
   # What follows from one flag for another stands here and nowhere else.
   if config.termination:
     config.pcont = True

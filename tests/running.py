@@ -45,7 +45,7 @@ class Process:
         stdout=self._file, stderr=subprocess.STDOUT, cwd=ROOT / 'tests',
         env={**os.environ, **(env or {})})
 
-  def wait_for(self, condition, seconds=200, pause=0.01):
+  def wait_for(self, condition, seconds=500, pause=0.01):
     """Waits until `condition()` holds; the run must still be going then."""
     limit = time.monotonic() + seconds
     while not condition():

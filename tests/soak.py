@@ -23,7 +23,7 @@ def main(minutes=60.0):
     # More memory for replay would be used in time, as it should.
     run = running.Process(
         logdir, steps=10 ** 9, parallel='process', envs=2, log_images=True,
-        replay_memory=0.05, save_every=10)
+        replay_memory=0.01, save_every=10)
     try:
       samples = watch(run, 60 * minutes)
       workers = run.workers()
@@ -37,8 +37,8 @@ def main(minutes=60.0):
   slope = np.polyfit(seconds[warm] / 3600, memory[warm], 1)[0]
   grown = slope * (seconds[warm][-1] - seconds[warm][0]) / 3600
   print(
-      f'{lines[-1]["step"]:,} steps, {lines[-1]["episodes"]:,} episodes, '
-      f'{len(lines):,} lines in {minutes:g} minutes; status {status}')
+      f'{lines[-1]["step"]:,} steps and {len(lines):,} lines in {minutes:g} '
+      f'minutes, status {status}')
   print(
       f'memory {memory[warm].mean():.0f} MB, slope {slope:+.1f} MB/h '
       f'({grown:+.1f} MB since warm)')
@@ -65,11 +65,11 @@ def watch(run, seconds, interval=2.0):
 
 
 def megabytes(pid):
-  """Memory of a process that no other one shares."""
+  """Memory that a process has taken; pages of files come and go."""
   text = pathlib.Path(f'/proc/{pid}/smaps_rollup').read_text()
   return sum(
       int(line.split()[1]) for line in text.splitlines()
-      if line.startswith('Private_')) / 1024
+      if line.startswith(('Anonymous:', 'Swap:'))) / 1024
 
 
 if __name__ == '__main__':

@@ -59,13 +59,13 @@ class Command:
 
   def finish(self, status=0):
     """Waits for its end and returns what it said."""
-    out, err = self._process.communicate(timeout=300)
+    out, err = self._process.communicate(timeout=500)
     assert (self._process.returncode, err) == (status, ''), out + err
     return out
 
   def stop(self, enough=lambda lines: any('model_loss' in x for x in lines)):
     """Stops it when its new metrics are enough, and returns what it said."""
-    limit = time.monotonic() + 300
+    limit = time.monotonic() + 500
     while self._process.poll() is None:
       with_new = self.lines()[self._seen:]
       if enough(with_new) or time.monotonic() > limit:
