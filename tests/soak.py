@@ -32,35 +32,37 @@ def main(minutes=60.0):
       run.popen.kill()
     left = set(workers) & set(running.processes())
     lines = running.lines(logdir)
-  seconds, memory, files = np.array(samples).T
-  warm = seconds > 20 * minutes
-  slope = np.polyfit(seconds[warm] / 3600, memory[warm], 1)[0]
-  grown = slope * (seconds[warm][-1] - seconds[warm][0]) / 3600
+  samples = np.array(samples)
+  # The last two thirds.
+  seconds, run_memory, worker_memory, files = samples[len(samples) // 3:].T
   print(
       f'{lines[-1]["step"]:,} steps and {len(lines):,} lines in {minutes:g} '
       f'minutes, status {status}')
-  print(
-      f'memory {memory[warm].mean():.0f} MB, slope {slope:+.1f} MB/h '
-      f'({grown:+.1f} MB since warm)')
-  print(f'open files {files[warm].min():.0f} to {files[warm].max():.0f}')
+  flat = True
+  for name, memory in (('run', run_memory), ('workers', worker_memory)):
+    slope = np.polyfit(seconds / 3600, memory, 1)[0]
+    grown = slope * (seconds[-1] - seconds[0]) / 3600
+    flat &= grown < 0.02 * memory.mean()
+    print(f'{name}: {memory.mean():.0f} MB, {slope:+.1f} MB an hour')
+  print(f'{files.min():.0f} to {files.max():.0f} open files')
   print(f'{len(workers)} workers, {len(left)} left at the end')
   return not (
-      status == 143 and len(workers) == 3 and not left and
-      grown < 0.03 * memory[warm].mean() and
-      files[warm].max() - files[warm].min() < 10)
+      flat and status == 143 and len(workers) == 3 and not left and
+      files.max() - files.min() < 10)
 
 
 def watch(run, seconds, interval=2.0):
-  """Samples of (seconds, MB, open files) of a run and its workers."""
+  """Samples of (seconds, MB of the run, MB of its workers, open files)."""
   samples = []
   began = time.monotonic()
   while time.monotonic() - began < seconds:
     time.sleep(interval)
     assert run.popen.poll() is None, 'the run ended by itself'
-    pids = [run.popen.pid, *run.workers()]
+    main, workers = run.popen.pid, run.workers()
     samples.append((
-        time.monotonic() - began, sum(map(megabytes, pids)),
-        sum(len(os.listdir(f'/proc/{pid}/fd')) for pid in pids)))
+        time.monotonic() - began, megabytes(main),
+        sum(map(megabytes, workers)),
+        sum(len(os.listdir(f'/proc/{pid}/fd')) for pid in [main, *workers])))
   return samples
 
 
