@@ -56,11 +56,6 @@ class Driver:
       except workers.EnvFailure as error:
         self._failed(index, error)
 
-  def drop(self):
-    """Forgets unfinished episodes and the policy's state."""
-    self._open = [None] * len(self._envs)
-    self._state = None
-
   def state(self):
     """What a restart needs to go on at the same decision."""
     return {

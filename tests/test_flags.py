@@ -222,7 +222,9 @@ def test_nothing_is_written_with_bad_flags(words, tmp_path, monkeypatch):
 
 
 def test_help_is_the_manual(config, capsys):
-  assert dreamer.main(['--help']) == 0
+  with pytest.raises(SystemExit) as end:
+    dreamer.main(['--help'])
+  assert not end.value.code  # Which is status 0.
   text = capsys.readouterr().out
   entries = {}
   for line in text.splitlines():
