@@ -12,6 +12,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
+import running
 import terminal
 import workers
 
@@ -112,11 +113,9 @@ def make():
 
 
 def children():
-  task = f'/proc/{os.getpid()}/task'
-  found = []
-  for thread in os.listdir(task):
-    found += pathlib.Path(task, thread, 'children').read_text().split()
-  return found
+  return sorted(
+      pid for pid, (parent, _) in running.processes().items()
+      if parent == os.getpid())
 
 
 def gone(pid):
