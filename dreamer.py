@@ -24,8 +24,7 @@ HERE = pathlib.Path(__file__).parent
 SCRIPTS = (
     'dreamer.py', 'dreamer-multi-task.py', 'dreamer-FTL.py', 'dreamer-MMTL.py')
 
-# Without AutoGraph, which nothing here needs, building takes two thirds of
-# the time.
+# AutoGraph, which nothing here needs, would make building the graphs slower.
 function = functools.partial(
     tf.function, reduce_retracing=True, autograph=False)
 
