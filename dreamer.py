@@ -171,6 +171,8 @@ class Dreamer:
     self.updates = 0
     self.step = 0
     self.calls = {True: 0, False: 0}
+    # Which of a run's workers acts with this copy: each has its own noise.
+    self.worker = 0
     self._dtype = compute_dtype(config.precision)
     self._build()
     for flag in ('freeze', 'weight_decay_pattern'):
@@ -264,6 +266,8 @@ class Dreamer:
           self._dynamics.initial(count), tf.zeros([count, self.action_dim]))
     seed = tf.constant(
         [2 * self.config.seed + int(training), self.calls[training]])
+    if self.worker:
+      seed = tf.random.experimental.stateless_fold_in(seed, self.worker)
     self.calls[training] += 1
     amount = tf.constant(self.expl_amount(training), tf.float32)
     return self._policy(image, state, amount, seed, training)

@@ -98,6 +98,10 @@ class Driver:
             f'({error}): the episode is dropped.')
         self._open[index] = None
 
+  def skip(self, count):
+    """Passes over the seeds of `count` episodes of every environment."""
+    self._begun = [begun + count for begun in self._begun]
+
   def _reset(self):
     """Begins an episode wherever none is open; says where."""
     reset = np.array([records is None for records in self._open])

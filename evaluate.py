@@ -16,6 +16,7 @@ import numpy as np
 
 import terminal
 import flags
+import devices
 import dreamer
 import checkpoints
 import driver
@@ -72,7 +73,7 @@ def load(path):
   if not path:
     raise terminal.UserError('--from is missing; see --help.')
   file, script = find_checkpoint(pathlib.Path(path))
-  training.set_up_tensorflow(dreamer.define_config())
+  devices.configure(dreamer.define_config())
   agent = dreamer.load_agent(file)
   if script is None:
     return agent, []

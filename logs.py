@@ -74,6 +74,13 @@ class Logger:
           f'{self._path} cannot be written: {error.strerror}.') from None
 
 
+class NoLogger:
+  """Writes nothing, in place of a `Logger`: only one worker of a run logs."""
+
+  def __getattr__(self, name):
+    return lambda *args, **kwargs: None
+
+
 def repair(path):
   """Drops a last line of JSON that a crash cut off, so that others may follow.
 

@@ -125,6 +125,16 @@ class Replay:
       pools = [pools[self._tasks.index(task)]]
     return [episode.records for pool in pools for episode in pool]
 
+  def files(self):
+    """Paths of the episodes on disk, damaged ones included, oldest first."""
+    index, number = self._shard
+    matches = [NAME.fullmatch(name) for name in os.listdir(self._directory)]
+    return [
+        self._directory / match[0]
+        for match in sorted(filter(None, matches), key=lambda x: x[0])
+        if int(match['uuid'], 16) % number == index and
+        (self._directory / match[0]).stat().st_size]
+
   def add(self, episode):
     """Writes an episode, whole or not at all, and returns its path.
 
@@ -272,7 +282,7 @@ class Replay:
 
   def _load(self, index, candidates):
     while True:
-      rng = np.random.default_rng([self._seed, index])
+      rng = np.random.default_rng([self._seed, index, self._shard[0]])
       rows = [self._draw(rng, candidates) for _ in range(self._size)]
       with contextlib.suppress(_Damaged):
         return self._batch(rows)

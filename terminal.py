@@ -107,10 +107,10 @@ class Status:
   """Progress of one phase: step, rate, time left, the last returns.
 
   A line that is rewritten on a terminal; in a file, a plain line every
-  `interval` seconds and one at the end.
+  `interval` seconds and one at the end; `quiet` shows nothing.
   """
 
-  def __init__(self, phase, start, total, interval=30.0):
+  def __init__(self, phase, start, total, interval=30.0, quiet=False):
     self._phase = phase
     self._start = self._step = start
     self._total = total
@@ -119,6 +119,7 @@ class Status:
     self._began = self._shown = time.monotonic()
     self._note = ''
     self._unshown = True
+    self._quiet = quiet
 
   def update(self, step, note=None):
     """Moves to `step`; `note` stays until it is replaced."""
@@ -151,6 +152,8 @@ class Status:
   def _show(self):
     self._shown = time.monotonic()
     self._unshown = False
+    if self._quiet:
+      return
     if self._tty:
       _live.write(self.line())
     else:

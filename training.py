@@ -18,6 +18,7 @@ import numpy as np
 import terminal
 from backend import tf
 import checkpoints
+import devices
 import driver
 import logs
 import replay
@@ -51,51 +52,29 @@ def main(argv, usage, define_config, agent_class, tasks=None):
   names = tasks(config) if tasks else [config.task] * config.envs
   for name in names:
     wrappers.check_task(name)
-  set_up_tensorflow(config)
-  with contextlib.ExitStack() as stack:
-    stack.enter_context(make_strategy(config).scope())
-    return Run(config, agent_class, names, bool(tasks), stack).run()
-
-
-def set_up_tensorflow(config):
-  """Threads, memory and seed, before the first tensor is made."""
-  # A process can set these only once; later runs in it take what there is.
-  with contextlib.suppress(RuntimeError):
-    for device in tf.config.list_physical_devices('GPU'):
-      tf.config.experimental.set_memory_growth(device, config.gpu_growth)
-    if config.threads:
-      tf.config.threading.set_intra_op_parallelism_threads(config.threads)
-      tf.config.threading.set_inter_op_parallelism_threads(config.threads)
-  tf.random.set_seed(config.seed)
-
-
-def make_strategy(config):
-  """All GPUs of this machine learn together, each from a part of a batch."""
-  count = len(tf.config.list_physical_devices('GPU'))
-  if count < 2:
-    return tf.distribute.get_strategy()
-  if config.batch_size % count:
-    raise terminal.UserError(
-        f'--batch_size {config.batch_size} cannot be shared by {count} GPUs: '
-        'give a multiple, or fewer GPUs with CUDA_VISIBLE_DEVICES.')
-  return tf.distribute.MirroredStrategy()
+  devices.configure(config)
+  team = devices.Team(config.batch_size)
+  with team.together(), contextlib.ExitStack() as stack:
+    return Run(config, agent_class, names, bool(tasks), team, stack).run()
 
 
 class Run:
   """One run in one log directory."""
 
-  def __init__(self, config, agent_class, tasks, named, stack):
+  def __init__(self, config, agent_class, tasks, named, team, stack):
     self._config = config
     self._class = agent_class
     self._tasks = tasks
     self._named = named
+    self._team = team
     self._logdir = config.logdir
     self._checkpoint_file = config.logdir / 'variables.pkl'
     self._metrics_file = config.logdir / 'metrics.jsonl'
+    self._worker_file = config.logdir / f'worker{team.index}.pkl'
     self._signals = stack.enter_context(Signals())
     # A new run writes nothing before all of its parts are there.
-    self._new = not any((self._logdir / name).exists() for name in (
-        'config.json', 'episodes'))
+    self._new = self._chief_says(not any(
+        (self._logdir / name).exists() for name in ('config.json', 'episodes')))
     if not self._new:
       self._take_directory(stack)
     self._envs = self._make_envs(tasks, stack)
@@ -104,16 +83,19 @@ class Run:
     self._match_actions()
     self._id = self._own_id()
     self._agent, saved = self._make_agent()
+    self._agent.worker = team.index
+    team.wait()  # Until all have read what a new run starts from.
     if self._new:
       self._take_directory(stack)
-    if not saved:
+    if not saved and team.chief:
       self._agent.begin(self._logdir)
     self._save_config()
     self._replay = self._make_replay(stack)
-    self._logger = stack.enter_context(
-        contextlib.closing(logs.Logger(self._logdir)))
+    self._logger = stack.enter_context(contextlib.closing(
+        logs.Logger(self._logdir) if team.chief else logs.NoLogger()))
     self._driver = driver.Driver(
-        self._envs, [config.seed, 0], self._train_episode, self._env_failed)
+        self._envs, [config.seed, 2 * team.index], self._train_episode,
+        self._env_failed)
     self._clocks = {
         'train': tools.Every(config.train_every),
         'log': tools.Every(config.log_every),
@@ -129,72 +111,100 @@ class Run:
     if saved:
       self._restore(saved)
     self._began = self._saved_at = time.monotonic()
+    self._agree()
     self._logged = (time.monotonic(), self.step)
 
   @property
   def step(self):
-    """Environment steps so far, unfinished episodes included."""
+    """Environment steps so far, unfinished episodes included.
+
+    Those of all workers, the others' as of the last agreement.
+    """
+    return self._own_step + self._others_step
+
+  @property
+  def _own_step(self):
     return self._replay.steps + (
         self._driver.pending * self._config.action_repeat)
+
+  def _agree(self):
+    """Makes all workers see the same step, and stop and save together."""
+    own = self._own_step
+    due = self._team.chief and (
+        time.monotonic() - self._saved_at > self._config.save_every)
+    total, stop, self._save_due = self._team.sum(
+        own, self._signals.stop, due)
+    self._others_step = int(total) - own
+    self._stop = bool(stop)
+
+  def _chief_says(self, answer):
+    return bool(self._team.sum(self._team.chief and answer)[0])
 
   def run(self):
     """Trains to the end or to a signal; returns the exit status."""
     c = self._config
     self._announce()
-    if not self._checkpoint_file.exists():
+    if self._chief_says(not self._checkpoint_file.exists()):
       # Before anything is learned: what was transferred is not read again.
       self._save()
     try:
       self._prefill()
-      if not self._signals.stop:
+      if not self._stop:
         self._phase('train', c.steps)
-      while self.step < c.steps and not self._signals.stop:
+      while self.step < c.steps and not self._stop:
         self._agent.step = self.step
         if self._clocks['eval'](self.step) and self._evaluated != self.step:
           self._evaluate()
-          if self._signals.stop:
+          self._agree()
+          if self._stop:
             self._clocks['eval'].last -= c.eval_every  # It begins anew.
             break
         first = self._clocks['train'].last is None
         periods = self._clocks['train'](self.step)
         self._updates_due += c.pretrain if first else periods * c.train_steps
         self._train()
-        if self._signals.stop:
+        if self._stop:
           break
         if self._clocks['log'](self.step):
           self._log()
-        self._driver.step(self._agent)
-        self._status.update(self.step)
-        self._save_on_time()
-      if not self._signals.stop and self._evaluated != self.step:
+        self._collect(self._agent)
+      if not self._stop and self._evaluated != self.step:
         self._evaluate()
     finally:
       self._status and self._status.close()
     self._save()
-    if self._signals.stop:
+    if self._stop or self._signals.stop:
       terminal.say(
           f'stopped at step {self.step:,}; the same command continues.')
     return self._signals.status
 
   # Phases
 
+  def _collect(self, policy):
+    """Decisions up to the next agreement."""
+    for _ in range(self._team.stride):
+      self._driver.step(policy)
+      self._status.update(self.step)
+    self._agree()
+    self._save_on_time()
+
   def _prefill(self):
     """Random actions until there are enough steps, and an episode to learn."""
     def short():
-      return self.step < self._config.prefill or not all(
+      lacking = self.step < self._config.prefill or not all(
           self._replay.records(task)
           for task in (self._tasks if self._named else [None]))
+      return self._team.sum(lacking)[0]
 
     if short():
       self._phase('prefill', self._config.prefill)
-    while short() and not self._signals.stop:
-      self._driver.step(self._random_policy)
-      self._status.update(self.step)
-      self._save_on_time()
+    while short() and not self._stop:
+      self._collect(self._random_policy)
 
   def _random_policy(self, obs, reset, state):
     del reset, state
-    rng = np.random.default_rng([self._config.seed, 2, self.step])
+    rng = np.random.default_rng(
+        [self._config.seed, 2, self._own_step, self._team.index])
     shape = len(obs['image']), self._action_dim
     if self._config.action_dist == 'onehot':
       choice = rng.integers(0, shape[1], shape[0])
@@ -211,7 +221,8 @@ class Run:
         self._means.add(self._agent.train(self._batch))
         self._updates_due -= 1
         self._status.update(self.step, self._note())
-        if self._signals.stop:
+        self._agree()
+        if self._stop:
           break
         self._save_on_time()
     self._check_numbers()
@@ -232,8 +243,11 @@ class Run:
     """Episodes of every task without exploration.
 
     They depend on the weights and the step alone, so that an evaluation that a
-    signal cuts off can begin anew.
+    signal cuts off can begin anew. The chief plays them, the others wait.
     """
+    if not self._team.chief:
+      self._evaluated = self.step
+      return
     c = self._config
     self._agent.calls[False] = self.step
     tasks = list(dict.fromkeys(self._tasks))
@@ -308,12 +322,16 @@ class Run:
   def _phase(self, name, total):
     if self._status:
       self._status.close()
-    self._status = terminal.Status(name, self.step, total)
+    self._status = terminal.Status(
+        name, self.step, total, quiet=not self._team.chief)
 
   def _announce(self):
+    if not self._team.chief:
+      return
     c = self._config
     changed = {k: v for k, v in c.changed().items() if k != 'logdir'}
-    terminal.say(f'{self._class.script} in {self._logdir}')
+    terminal.say(f'{self._class.script} in {self._logdir}' + (
+        f', chief of {self._team.size} workers' * (self._team.size > 1)))
     terminal.say(' '.join(f'--{k} {v}' for k, v in changed.items()))
     self._logger.text(self.step, 'config', logs.table(c.plain()))
     if self.step:
@@ -331,8 +349,9 @@ class Run:
   # Parts
 
   def _take_directory(self, stack):
-    make_directory(self._logdir)
-    stack.enter_context(replay.lock(self._logdir))
+    if self._team.chief:
+      make_directory(self._logdir)
+      stack.enter_context(replay.lock(self._logdir))
 
   def _make_envs(self, tasks, stack):
     """Environments with actions as wide as those of the widest task."""
@@ -386,11 +405,12 @@ class Run:
   def _make_replay(self, stack):
     c = self._config
     episodes = replay.Replay(
-        self._logdir / 'episodes', batch_size=c.batch_size,
+        self._logdir / 'episodes', batch_size=c.batch_size // self._team.size,
         batch_length=c.batch_length, action_repeat=c.action_repeat,
         seed=c.seed, balance=c.dataset_balance,
         memory=int(c.replay_memory * 2 ** 30) or None,
-        tasks=self._tasks if self._named else None)
+        tasks=self._tasks if self._named else None,
+        shard=(self._team.index, self._team.size))
     stack.callback(episodes.close)
     return episodes
 
@@ -399,6 +419,8 @@ class Run:
   def _own_id(self):
     """The identity of the run in this log directory, or a new one."""
     path = self._logdir / 'config.json'
+    if not self._team.chief:
+      return None
     if not path.exists():
       return uuid.uuid4().hex
     saved = read_config(path)
@@ -417,6 +439,8 @@ class Run:
     return saved.get('run') or uuid.uuid4().hex
 
   def _save_config(self):
+    if not self._team.chief:
+      return
     values = dict(
         script=self._class.script, run=self._id, python=platform.python_version(),
         tensorflow=tf.__version__, **self._config.plain())
@@ -428,6 +452,13 @@ class Run:
     """What this run saved last, or None; never what another run saved."""
     if self._new and self._class.takes_source:
       return None
+    # Only the chief may put a damaged file aside; the others read after it.
+    saved = self._checked_checkpoint() if self._team.chief else None
+    if self._chief_says(bool(saved)) and not self._team.chief:
+      saved = checkpoints.load(self._checkpoint_file)
+    return saved
+
+  def _checked_checkpoint(self):
     saved = checkpoints.recover(self._checkpoint_file)
     if saved is None or saved.get('run') == self._id:
       return saved
@@ -441,25 +472,31 @@ class Run:
         message + 'To start from it, give dreamer-FTL.py a new --logdir.')
 
   def _save_on_time(self):
-    if time.monotonic() - self._saved_at > self._config.save_every:
+    if self._save_due:
       self._save()
 
   def _save(self):
     """Writes everything that continuing needs."""
     self._check_numbers()
-    began = time.monotonic()
-    self._agent.save(
-        self._checkpoint_file, keep=True, run=self._id, progress={
-            'episodes': self._replay.episodes,
-            'driver': tf.nest.map_structure(plain, self._driver.state()),
-            'clocks': {k: v.last for k, v in self._clocks.items()},
-            'means': self._means.state(),
-            'metrics': size_of(self._metrics_file),
-            'updates_due': self._updates_due,
-            'evaluated': self._evaluated,
-            'env_failures': self._env_failures,
-            'returns': {k: float(v) for k, v in self._returns.items()},
-            'seconds': self._seconds + began - self._began})
+    own = {
+        'episodes': self._replay.episodes,
+        'driver': tf.nest.map_structure(plain, self._driver.state())}
+    if self._team.chief:
+      self._agent.save(self._checkpoint_file, keep=True, run=self._id, progress={
+          **own,
+          'clocks': {k: v.last for k, v in self._clocks.items()},
+          'means': self._means.state(),
+          'metrics': size_of(self._metrics_file),
+          'updates_due': self._updates_due,
+          'evaluated': self._evaluated,
+          'env_failures': self._env_failures,
+          'returns': {k: float(v) for k, v in self._returns.items()},
+          'seconds': self._seconds + time.monotonic() - self._began})
+    else:
+      state = dict(self._agent.state(), variables={}, optimizers={})
+      checkpoints.save(self._worker_file, {
+          'format': checkpoints.CHECKPOINT, **state, 'run': self._id,
+          'progress': own})
     self._logger.flush()
     self._saved_at = time.monotonic()
 
@@ -470,20 +507,37 @@ class Run:
     self._means.restore(progress['means'])
     self._updates_due = progress['updates_due']
     self._evaluated = progress['evaluated']
-    self._env_failures = progress['env_failures']
-    self._returns = dict(progress['returns'])
-    self._seconds = progress['seconds']
-    self._driver.restore(
-        progress['driver'], self._actions_since(progress['episodes']))
-    keep_lines(self._metrics_file, progress['metrics'], '"train/return"')
+    if self._team.chief:
+      self._env_failures = progress['env_failures']
+      self._returns = dict(progress['returns'])
+      self._seconds = progress['seconds']
+      keep_lines(self._metrics_file, progress['metrics'], '"train/return"')
+    else:
+      progress = self._own_progress(saved)
+    if progress:
+      self._driver.restore(
+          progress['driver'], self._actions_since(progress['episodes']))
+
+  def _own_progress(self, saved):
+    """What this worker saved when the chief saved the checkpoint, or None.
+
+    It is not there after a kill between the two, and when a worker is new: then
+    the worker goes on with episodes of its own that nothing has begun.
+    """
+    mine = {}
+    if self._worker_file.exists():
+      mine = checkpoints.load(self._worker_file)
+    if [mine.get('run'), mine.get('updates')] != [
+        saved['run'], saved['updates']]:
+      self._driver.skip(self._replay.episodes + self._team.size)
+      return None
+    self._agent.calls = dict(zip((False, True), mine['calls']))
+    return mine['progress']
 
   def _actions_since(self, count):
     """Actions of each episode that was finished after the first `count`."""
-    paths = sorted(
-        path for path in (self._logdir / 'episodes').iterdir()
-        if replay.NAME.fullmatch(path.name) and size_of(path))
     actions = []
-    for path in paths[count:]:
+    for path in self._replay.files()[count:]:
       with contextlib.suppress(terminal.UserError):  # Damaged.
         actions.append(replay.load_episode(path)['action'])
     return actions

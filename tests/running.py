@@ -67,6 +67,10 @@ class Process:
     self.output = self._file.read()
     return status
 
+  def peek(self):
+    """What the run has printed so far."""
+    return pathlib.Path(f'/proc/self/fd/{self._file.fileno()}').read_text()
+
   def workers(self):
     """Ids of the worker processes."""
     return [
