@@ -287,17 +287,16 @@ class Dreamer:
     latent, action = state
     count = tf.shape(image)[0]
     seeds = tools.split_seed(seed, 3)
-    normal = tf.random.stateless_normal
     embed = self._encode({'image': scale_image(image)})
     latent, _ = self._dynamics.obs_step(
         latent, action, embed,
-        normal([count, self.config.stoch_size], seeds[0]))
+        tools.normal([count, self.config.stoch_size], seeds[0]))
     dist = self._actor(self._dynamics.get_feat(latent))
     if training:
-      action = dist.sample(normal([count, self.action_dim], seeds[1]))
+      action = dist.sample(tools.normal([count, self.action_dim], seeds[1]))
     else:
       action = dist.mode(
-          normal([dist.samples, count, self.action_dim], seeds[1]))
+          tools.normal([dist.samples, count, self.action_dim], seeds[1]))
     action = self._explore(action, amount, seeds[2])
     return action, (latent, action)
 
@@ -306,7 +305,7 @@ class Dreamer:
     shape = tf.shape(action)
     first, second = tools.split_seed(seed, 2)
     if self.config.expl == 'additive_gaussian':
-      noise = amount * tf.random.stateless_normal(shape, first)
+      noise = amount * tools.normal(shape, first)
       return tf.clip_by_value(action + noise, -1, 1)
     if self.config.action_dist == 'onehot':
       random = tf.one_hot(tf.argmax(
@@ -398,9 +397,13 @@ class Dreamer:
 
   def bad_variables(self):
     """Names of variables that are not finite."""
+    # Judged on the device, so that the weights need not leave it.
+    finite = tf.stack([
+        tf.reduce_all(tf.math.is_finite(variable))
+        for variable in self.variables.values()]).numpy()
     return [
-        f'variable {name}' for name, variable in self.variables.items()
-        if not np.isfinite(variable.numpy()).all()]
+        f'variable {name}' for name, good in zip(self.variables, finite)
+        if not good]
 
   def bad_numbers(self, batch):
     """Names of what is not finite when the last update is repeated.

@@ -10,6 +10,7 @@ import scipy.special
 
 from backend import tf
 import dreamer
+import tools
 
 SEED = [7, 3]
 SIZES = dict(
@@ -298,7 +299,7 @@ class Case:
     prior, action = tf.unstack(tf.random.split(behaviour, 2))
 
     def draw(shape, seed):
-      return tf.random.stateless_normal(shape, seed).numpy().astype(float)
+      return tools.normal(shape, seed).numpy().astype(float)
 
     return dict(
         post=draw([2, c.batch_size, c.batch_length, c.stoch_size], model)[0],
