@@ -140,8 +140,8 @@ def define_config():
 
   config.preset('paper')
   config.preset(
-      'cpu', cnn_depth=16, deter_size=128, num_units=128, batch_size=16,
-      batch_length=32)
+      'cpu', cnn_depth=16, deter_size=128, num_units=128, batch_size=8,
+      batch_length=16)
   config.preset(
       'debug', cnn_depth=2, deter_size=12, stoch_size=4, num_units=16,
       batch_size=4, batch_length=10, horizon=5, prefill=200, time_limit=100,
