@@ -5,7 +5,7 @@ PYTHON ?= $(firstword $(foreach name,python3.11 python3.10 python3,\
 ARGS ?=
 RUN := .venv/bin/python
 
-.PHONY: help train test slow chaos soak clean
+.PHONY: help train test slow chaos soak study clean
 
 help:  ## Lists the targets.
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | column -t -s $$'\t'
@@ -25,6 +25,9 @@ chaos: .venv/ready-test  ## Kills a run twenty times; reads 20,000 bad checkpoin
 
 soak: .venv/ready-test  ## Watches memory, files and processes of a run for an hour.
 	$(RUN) tests/soak.py $(ARGS)
+
+study: .venv/ready  ## Runs what is missing of the study in results/; may be stopped.
+	$(RUN) study.py $(ARGS)
 
 clean:  ## Removes the virtual environment.
 	rm -rf .venv

@@ -22,7 +22,8 @@ BASELINES = pathlib.Path(__file__).parent / 'baselines'
 _NEUTRAL = re.compile(
     r'task\d?|seed|steps|logdir|script|preset|transfer|transfer_factor|n_meta'
     r'|log_\w+|eval_every|envs|parallel|gpu_growth'
-    r'|precision')
+    r'|precision|run|python|tensorflow|threads|jit|save_every|eval_episodes'
+    r'|allow_changes|replay_memory|source|encoder|decoder|meta\d?')
 _OMEGA = re.compile(r' ?(?:ω|omega)[=_ ]?(\d*\.?\d+)')
 
 
@@ -130,8 +131,7 @@ def _tell_apart(curves):
     configs = [curve.config for curve in group if curve.config]
     for key in set().union(*configs):
       values = {str(config.get(key)) for config in configs}
-      files = any('/' in value or '.pkl' in value for value in values)
-      if len(values) > 1 and not files and not _NEUTRAL.fullmatch(key):
+      if len(values) > 1 and not _NEUTRAL.fullmatch(key):
         differing[method].add(key)
   for curve in curves:
     if curve.config:

@@ -1,0 +1,514 @@
+"""Runs the small study of transfer that results/ reports: a table of commands.
+
+python3 study.py --logdir ./logdir/study --jobs 2   runs what is missing
+python3 study.py --do list                          shows every command
+python3 study.py --do collect                       copies results into --out
+python3 study.py --do draw                          figures of what --out holds
+python3 study.py --do try                           twenty minutes of transfer
+
+It may be stopped at any moment, its runs save themselves; the same command
+continues. Any of its commands may as well be typed by hand.
+"""
+
+import contextlib
+import csv
+import dataclasses
+import json
+import os
+import pathlib
+import platform
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import checkpoints
+import flags
+import replay
+import terminal
+
+# The study: all commands, their order and the figures follow from this table.
+
+# Seeds of the targets, and of the sources that each starts from. Were they the
+# same, a source would have begun with the fresh weights of its target.
+SEEDS = {0: 100, 1: 101, 2: 102}
+# Learned together by the source of transfer.
+SOURCES = 'InvertedDoublePendulumBulletEnv-v0', 'Walker2DBulletEnv-v0'
+# The factors ω of fractional transfer on each target.
+TARGETS = {
+    'InvertedPendulumSwingupBulletEnv-v0': (0.0, 0.1, 0.2, 0.3, 0.4, 0.5),
+    'HalfCheetahBulletEnv-v0': (0.0, 0.2, 0.5)}
+# All is copied, but where actions differ in number their weights stay fresh.
+# The factor has no effect here and names the method in figures.
+FULL = {
+    'InvertedPendulumSwingupBulletEnv-v0': dict(scale='', transfer_factor=1.0),
+    'HalfCheetahBulletEnv-v0': dict(reset='', scale='', transfer_factor=1.0)}
+# Broken on purpose: the policy learns in a model whose transitions do not.
+BROKEN = {
+    'InvertedPendulumSwingupBulletEnv-v0': dict(freeze='^dynamics.(gru|img)')}
+# Environment steps; those of the source are shared by its tasks.
+SOURCE_STEPS = 60_000
+STEPS = 40_000
+# Of every run. With one thread it repeats bit for bit.
+FLAGS = dict(
+    preset='cpu', threads=1, prefill=1000, eval_every=2500, log_images=False)
+# Of the two runs of --do try: this target, from the source in results/.
+TRIAL_TASK = 'InvertedPendulumSwingupBulletEnv-v0'
+TRIAL = dict(steps=15_000, eval_every=1000)
+
+HERE = pathlib.Path(__file__).parent
+# Flags that may differ from those of a run that is complete.
+NEUTRAL = 'steps', 'threads', 'eval_every', 'log_images'
+AGENT_LINES = 200  # that are kept of a run's metrics.jsonl
+
+
+def define_config():
+  config = flags.Config()
+  define = config.define
+  define('do', 'run', 'What to do; see above.',
+         ['run', 'list', 'collect', 'draw', 'try'])
+  define('logdir', pathlib.Path('./logdir/study'), 'Where runs are, as '
+         'TASK/METHOD/SEED.')
+  define('out', pathlib.Path('./results'), 'Where results are kept.')
+  define('plots', pathlib.Path('./plots'), 'Where --do try draws.')
+  define('only', '', 'Pattern on TASK/METHOD/SEED: these runs, and the sources '
+         'that they need.')
+  define('jobs', 2, 'Runs side by side; each takes a core.', least=1)
+  return config
+
+
+def main(argv):
+  config = define_config().command(argv, __doc__)
+  runs = all_runs(config.logdir)
+  if config.do == 'try':
+    return trial(config)
+  if config.do == 'draw':
+    return draw(drawings(config.out))
+  if config.do == 'collect':
+    return collect(runs, config.out)
+  runs = select(runs, config.only)
+  if config.do == 'run':
+    return work(runs, config)
+  for run in runs:
+    state = 'complete' if complete(run) else f'{reached(run):,}'
+    terminal.say(f'{state:>9}  {run.command}')
+
+
+# The commands
+
+
+@dataclasses.dataclass(eq=False)
+class Run:
+  """A command, the log directory that it fills, and the runs that it reads."""
+
+  name: str
+  logdir: pathlib.Path
+  script: str
+  flags: dict
+  after: tuple = ()
+
+  @property
+  def words(self):
+    """The arguments of the script."""
+    values = {'logdir': self.logdir, **self.flags}
+    return [word for k, v in values.items() for word in (f'--{k}', str(v))]
+
+  @property
+  def command(self):
+    """What a user would type."""
+    return shlex.join(['python3', self.script, *self.words])
+
+
+def make_run(logdir, name, script, seed, after=(), **own):
+  values = {**FLAGS, 'seed': seed, 'steps': STEPS, **own}
+  name = f'{name}/{seed}'
+  return Run(name, logdir / name, script, values, tuple(after))
+
+
+def all_runs(logdir):
+  """The runs of the table: seed by seed, each after those that it reads."""
+  runs = []
+
+  def add(*args, **own):
+    runs.append(make_run(logdir, *args, **own))
+    return runs[-1]
+
+  for seed, earlier in SEEDS.items():
+    source = add(
+        'sources/multi-task', 'dreamer-multi-task.py', earlier,
+        steps=SOURCE_STEPS, **numbered('task', SOURCES))
+    frozen = dict(encoder=str(source.logdir))
+    singles = [
+        add(f'{task}/frozen-autoencoder', 'dreamer-MMTL.py', earlier, [source],
+            task1=task, n_meta=0, **frozen) for task in SOURCES]
+    models = numbered('meta', [str(single.logdir) for single in singles])
+    for task, factors in TARGETS.items():
+      transfer = dict(
+          task1=task, transfer=True, source=str(source.logdir))
+      add(f'{task}/scratch', 'dreamer.py', seed, task=task)
+      for factor in factors:
+        add(f'{task}/fractional-{factor}', 'dreamer-FTL.py', seed, [source],
+            **transfer, transfer_factor=factor)
+      add(f'{task}/full', 'dreamer-FTL.py', seed, [source],
+          **transfer, **FULL[task])
+      add(f'{task}/meta-model', 'dreamer-MMTL.py', seed, [source, *singles],
+          task1=task, n_meta=len(singles), **frozen, **models)
+    for task, broken in BROKEN.items():
+      add(f'ablation/{task}/broken', 'dreamer.py', seed, task=task, **broken)
+  return runs
+
+
+def numbered(name, values):
+  return {f'{name}{index}': value for index, value in enumerate(values, 1)}
+
+
+def select(runs, pattern):
+  """The runs whose names the pattern finds, and those that they read."""
+  try:
+    chosen = {run for run in runs if re.search(pattern, run.name)}
+  except re.error as error:
+    raise terminal.UserError(
+        f"--only '{pattern}' is not a regular expression: {error}.") from None
+  for run in reversed(runs):
+    if run in chosen:
+      chosen.update(run.after)
+  if not chosen:
+    raise terminal.UserError(
+        f"--only '{pattern}' fits no run: --do list shows them.")
+  return [run for run in runs if run in chosen]
+
+
+# What became of them
+
+
+def rows(path):
+  """Lines of JSON, but for one that a crash cut off."""
+  found = []
+  for line in path.read_text().splitlines() if path.exists() else []:
+    with contextlib.suppress(ValueError):
+      found.append(json.loads(line))
+  return found
+
+
+def saved_flags(run):
+  """The configuration in a log directory; empty if it cannot be read."""
+  with contextlib.suppress(OSError, ValueError):
+    return json.loads((run.logdir / 'config.json').read_text())
+  return {}
+
+
+def reached(run, key='step'):
+  """The last step that the metrics report of `key`, 0 if there is none."""
+  return max(
+      (row['step'] for row in rows(run.logdir / 'metrics.jsonl') if key in row),
+      default=0)
+
+
+def complete(run):
+  """Whether a run has been evaluated at its end, and saved afterwards.
+
+  One that has other flags is not: when it is started again, it says which.
+  """
+  saved = saved_flags(run)
+  expected = {'script': run.script, **run.flags}
+  metrics, checkpoint = (
+      run.logdir / name for name in ('metrics.jsonl', 'variables.pkl'))
+  return (
+      all(saved.get(key) == value for key, value in expected.items()
+          if key not in NEUTRAL)
+      and reached(run, 'test/return') >= run.flags['steps']
+      and checkpoint.exists()
+      and checkpoint.stat().st_mtime_ns >= metrics.stat().st_mtime_ns)
+
+
+# Running them
+
+
+def work(runs, config):
+  """Runs what is missing, `jobs` at a time; returns the exit status."""
+  done = {run for run in runs if complete(run)}
+  waiting = [run for run in runs if run not in done]
+  terminal.say(f'{len(done)} of {len(runs)} runs are complete.')
+  going, failed = [], []
+  with replay.lock(config.logdir), Signals() as signals:
+    try:
+      while True:
+        ready = [run for run in waiting if done.issuperset(run.after)]
+        free = 0 if signals.status else config.jobs - len(going)
+        for run in ready[:free]:
+          waiting.remove(run)
+          going.append(Child(run))
+        if not going:
+          break
+        time.sleep(0.3)
+        signals.forward(going)
+        for child in [child for child in going if child.ended]:
+          going.remove(child)
+          if complete(child.run):
+            word = 'done'
+            done.add(child.run)
+          elif signals.status:
+            word = 'stopped'
+          else:
+            word = 'failed'
+            failed.append(child.run.name)
+          terminal.say(
+              f'{word:<8} {child.report()}; {len(runs) - len(done)} remain')
+          if word == 'failed':
+            terminal.say(child.last_words())
+    finally:
+      for child in going:
+        child.stop()
+  if signals.status:
+    terminal.say('stopped; the same command continues.')
+  elif failed:
+    terminal.say(f'failed: {", ".join(failed)}' + (
+        f'; {len(waiting)} runs need what failed' * bool(waiting)))
+  return signals.status or int(bool(failed))
+
+
+class Child:
+  """The process of a run."""
+
+  def __init__(self, run):
+    self.run = run
+    self._began = time.monotonic()
+    self._output = run.logdir / 'output.txt'
+    terminal.say(f'start    {run.name} at step {reached(run):,}')
+    make_directory(run.logdir)
+    with (run.logdir / 'sessions.jsonl').open('a') as file:
+      file.write(json.dumps(session(run)) + '\n')
+    # In a session of its own, so that Ctrl-C reaches it once: a second signal
+    # would keep it from saving.
+    with self._output.open('ab') as file:
+      self._process = subprocess.Popen(
+          [sys.executable, str(HERE / run.script), *run.words],
+          stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT,
+          start_new_session=True)
+
+  @property
+  def ended(self):
+    return self._process.poll() is not None
+
+  def terminate(self):
+    self._process.terminate()
+
+  def stop(self):
+    self.terminate()
+    self._process.wait()
+
+  def report(self):
+    time_taken = terminal.duration(time.monotonic() - self._began)
+    status = self._process.returncode
+    return (
+        f'{self.run.name} at step {reached(self.run):,} after {time_taken}' +
+        f' with exit status {status}' * bool(status))
+
+  def last_words(self):
+    lines = self._output.read_text(errors='replace').splitlines()
+    return '\n'.join([f'{self._output} ends with', *lines[-8:]])
+
+
+class Signals:
+  """Signals that end the study; they are passed on to its runs."""
+
+  statuses = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
+
+  def __enter__(self):
+    self.status = 0
+    self._came = []
+    # What is ignored, by nohup for example, stays ignored.
+    self._previous = {
+        number: signal.signal(number, lambda which, _: self._came.append(which))
+        for number in self.statuses
+        if signal.getsignal(number) != signal.SIG_IGN}
+    return self
+
+  def __exit__(self, *_):
+    for number, handler in self._previous.items():
+      signal.signal(number, handler)
+
+  def forward(self, children):
+    while self._came:
+      self.status = self.statuses[self._came.pop(0)]
+      for child in children:
+        child.terminate()
+
+
+def session(run):
+  """What to know of a run beside its flags."""
+  return dict(
+      began=time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()),
+      commit=commit(), machine=machine(), command=run.command)
+
+
+def commit():
+  """The commit of the code, marked if it was changed since."""
+  with contextlib.suppress(OSError):
+    done = subprocess.run(
+        ['git', 'describe', '--always', '--dirty', '--exclude', '*'], cwd=HERE,
+        capture_output=True, text=True)
+    return done.stdout.strip() or 'unknown'
+  return 'unknown'
+
+
+def machine():
+  cpu = re.search(
+      r'model name\s*: (.*)', pathlib.Path('/proc/cpuinfo').read_text())
+  return (
+      f'{cpu[1] if cpu else platform.machine()}, {os.cpu_count()} cores, '
+      f'Python {platform.python_version()}')
+
+
+def make_directory(path):
+  try:
+    path.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise terminal.UserError(
+        f'{path} cannot be made: {error.strerror}.') from None
+
+
+# Results
+
+
+def collect(runs, out):
+  """Copies what is complete, and tells how far all the runs came."""
+  table = []
+  for run in runs:
+    kept = out / 'runs' / run.name
+    if complete(run):
+      keep(run, kept)
+    # What was kept before needs no log directory.
+    table += rows(kept / 'run.json') or [
+        dict(run=run.name, steps=reached(run), command=run.command)]
+  count = sum('commits' in row for row in table)
+  terminal.say(f'{out} holds {count} of {len(runs)} runs.')
+  make_directory(out)
+  with (out / 'runs.csv').open('w', newline='') as file:
+    writer = csv.DictWriter(file, max(table, key=len))
+    writer.writeheader()
+    writer.writerows(table)
+  for run in runs:
+    if run.flags['seed'] == next(iter(SEEDS.values())) and complete(run):
+      bundle(run, out / 'sources')
+
+
+def keep(run, target):
+  make_directory(target)
+  for name in ('config.json', 'transfer.txt'):
+    if (run.logdir / name).exists():
+      shutil.copyfile(run.logdir / name, target / name)
+  lines = (run.logdir / 'metrics.jsonl').read_text().splitlines(keepends=True)
+  (target / 'metrics.jsonl').write_text(''.join(thinned(lines)))
+  (target / 'run.json').write_text(json.dumps(summary(run)) + '\n')
+
+
+def thinned(lines):
+  """All lines of episodes, and every nth of the agent's so that few remain."""
+  agent = [
+      index for index, line in enumerate(lines)
+      if '"test/return"' not in line and '"train/return"' not in line]
+  every = -(-len(agent) // AGENT_LINES) or 1
+  dropped = set(agent) - set(agent[::every])
+  return [line for index, line in enumerate(lines) if index not in dropped]
+
+
+def summary(run):
+  """A row of runs.csv."""
+  sessions = rows(run.logdir / 'sessions.jsonl')
+  progress = checkpoints.load(run.logdir / 'variables.pkl')['progress']
+  return dict(
+      run=run.name, seed=run.flags['seed'], steps=reached(run),
+      hours=round(progress['seconds'] / 3600, 3),
+      random_return=random_return(run),
+      commits=' '.join(dict.fromkeys(s['commit'] for s in sessions)),
+      machine='; '.join(dict.fromkeys(s['machine'] for s in sessions)),
+      command=run.command)
+
+
+def random_return(run):
+  """Mean return of the random actions before training, of a single task."""
+  saved = saved_flags(run)
+  returns = [
+      row['train/return'] for row in rows(run.logdir / 'metrics.jsonl')
+      if 'train/return' in row and row['step'] <= saved['prefill']]
+  if saved.get('task2') or not returns:
+    return None
+  return round(sum(returns) / len(returns), 3)
+
+
+def bundle(run, folder):
+  """Keeps of a source run what transfer needs: no optimizers, no progress."""
+  data = checkpoints.load(run.logdir / 'variables.pkl')
+  if run.script == 'dreamer-multi-task.py':
+    names = 'format', 'script', 'config', 'action_dim', 'step', 'variables'
+    checkpoints.save(
+        folder / 'multi-task.pkl', {name: data[name] for name in names})
+  else:
+    reward = checkpoints.module(run.logdir / 'variables.pkl', 'reward')
+    checkpoints.save_module(
+        folder / f'{run.flags["task1"]}.pkl', 'reward', reward, data['config'])
+
+
+def drawings(out):
+  """The arguments of plotting.py for each folder of figures."""
+  runs = out / 'runs'
+  first, (broken, changed) = next(iter(TARGETS)), next(iter(BROKEN.items()))
+  (flag, value), = changed.items()
+  shared = sorted(set.intersection(*map(set, TARGETS.values())))
+  factors = '|'.join(f'{factor:g}' for factor in shared)
+
+  def plot(folder, indirs, *words):
+    return [
+        '--indir', *map(str, indirs), '--outdir', str(out / 'figures' / folder),
+        '--subdir', 'False', '--aggregate', 'iqm', '--bins',
+        str(FLAGS['eval_every']), *words]
+
+  return [
+      plot('targets', [runs / task for task in TARGETS], '--transfer-report',
+           '--methods', f'^dreamer$|ω=({factors}|1)$|^MMTL', '--labels',
+           'dreamer', 'Scratch', 'FTL ω=1', 'Full transfer',
+           f'MMTL N={len(SOURCES)}', 'Meta-model'),
+      plot('omega', [runs / first], '--transfer-report', '--methods',
+           '^dreamer$|ω=0'),
+      plot('sources', [runs / name for name in ('sources', *SOURCES)]),
+      plot('broken', [runs / broken / 'scratch', runs / 'ablation' / broken],
+           '--labels', f'dreamer {flag}=', 'Dreamer',
+           f'dreamer {flag}={value}', 'Broken on purpose')]
+
+
+def draw(commands):
+  """Runs plotting.py; returns the exit status."""
+  statuses = []
+  for words in commands:
+    terminal.say('\n' + shlex.join(['python3', 'plotting.py', *words]))
+    statuses.append(subprocess.run(
+        [sys.executable, str(HERE / 'plotting.py'), *words]).returncode)
+  return max(statuses)
+
+
+def trial(config):
+  """Transfer from the source of the results beside training from scratch."""
+  source = config.out / 'sources' / 'multi-task.pkl'
+  if not source.exists():
+    raise terminal.UserError(
+        f'{source} is missing: it comes with the repository, or from make '
+        'study and study.py --do collect.')
+  logdir = config.logdir / 'try'
+  runs = [
+      make_run(logdir, f'{TRIAL_TASK}/{method}', script, 0, **own, **TRIAL)
+      for method, script, own in (
+          ('scratch', 'dreamer.py', dict(task=TRIAL_TASK)),
+          ('fractional', 'dreamer-FTL.py', dict(
+              task1=TRIAL_TASK, transfer=True, transfer_factor=0.2,
+              source=str(source))))]
+  return work(runs, config) or draw([[
+      '--indir', str(logdir), '--outdir', str(config.plots), '--subdir',
+      'False', '--bins', str(TRIAL['eval_every'])]])
+
+
+if __name__ == '__main__':
+  terminal.run(main)

@@ -1,0 +1,589 @@
+"""The driver of the study: its commands, their order, stops, and results."""
+
+import csv
+import json
+import os
+import pathlib
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+import checkpoints
+import dreamer
+import running
+import study
+import terminal
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+SWINGUP, CHEETAH = study.TARGETS
+PENDULUM, WALKER = study.SOURCES
+
+# A script that counts to its steps, and saves what it reached when stopped.
+FAKE = '''
+import json, pathlib, signal, sys, time
+flags = {k[2:]: v for k, v in zip(sys.argv[1::2], sys.argv[2::2])}
+logdir = pathlib.Path(flags['logdir'])
+name = pathlib.Path(sys.argv[0]).name
+if 'source' in flags or 'encoder' in flags:
+  source = pathlib.Path(flags.get('source') or flags['encoder'])
+  assert (source / 'variables.pkl').read_text() == flags['steps'], source
+if name == 'dreamer.py' and flags['seed'] == FAILING:
+  sys.exit('this one cannot be done')
+saved = logdir / 'variables.pkl'
+step = int(saved.read_text()) if saved.exists() else 0
+values = {k: parse(v) for k, v in flags.items()}
+(logdir / 'config.json').write_text(json.dumps({'script': name, **values}))
+metrics = (logdir / 'metrics.jsonl').open('a')
+print('from', step, flush=True)
+stopped = []
+signal.signal(signal.SIGTERM, lambda number, _: stopped.append(number))
+while step < int(flags['steps']) and not stopped:
+  step += 1
+  print(json.dumps({'step': step, 'loss': 1}), file=metrics, flush=True)
+  time.sleep(PAUSE)
+if not stopped:
+  print(json.dumps({'step': step, 'test/return': 1}), file=metrics, flush=True)
+saved.write_text(str(step))
+sys.exit(143 if stopped else 0)
+'''
+PARSE = '''
+import ast
+def parse(text):
+  try:
+    return ast.literal_eval(text)
+  except (ValueError, SyntaxError):
+    return text
+'''
+
+
+@pytest.fixture
+def two_seeds(monkeypatch):
+  monkeypatch.setattr(study, 'SEEDS', {0: 100, 1: 101})
+
+
+def by_name(runs):
+  return {run.name: run for run in runs}
+
+
+# The commands
+
+
+def test_runs_follow_from_the_table(tmp_path):
+  runs = study.all_runs(tmp_path)
+  seeds, factors = len(study.SEEDS), sum(map(len, study.TARGETS.values()))
+  targets, sources = len(study.TARGETS), len(study.SOURCES)
+  assert len(runs) == seeds * (
+      1 + sources + targets * 3 + factors + len(study.BROKEN))
+  for index, run in enumerate(runs):
+    assert run.logdir == tmp_path / run.name
+    assert all(other in runs[:index] for other in run.after)
+    read = {
+        value for key, value in run.flags.items()
+        if key in ('source', 'encoder', 'meta1', 'meta2')}
+    assert read == {str(other.logdir) for other in run.after}
+  # No run starts from what was made with its own seed, and seeds stay apart.
+  order = [run.flags['seed'] % 100 for run in runs]
+  assert order == sorted(order)
+  for run in runs:
+    of_target = 'sources' not in run.name and 'frozen' not in run.name
+    assert (run.flags['seed'] in study.SEEDS) == of_target
+    assert all(
+        other.flags['seed'] == run.flags['seed'] % 100 + 100
+        for other in run.after)
+  assert len(by_name(runs)) == len(runs)
+
+
+def test_commands_are_those_of_the_scripts(tmp_path):
+  """Every flag exists, and the scripts take these tasks and sources."""
+  for run in study.all_runs(tmp_path):
+    if run.flags['seed'] % 100:
+      continue
+    script = dreamer.script_module(run.script)
+    config = script.define_config().parse(run.words)
+    assert run.flags.items() <= config.plain().items()
+    if hasattr(script, 'tasks'):
+      assert script.tasks(config)
+    words = run.command.split()
+    assert words[:2] == ['python3', run.script]
+
+
+def test_methods(tmp_path):
+  runs = by_name(study.all_runs(tmp_path))
+  grid = [
+      run.flags['transfer_factor'] for name, run in runs.items()
+      if name.startswith(f'{SWINGUP}/fractional') and name.endswith('/2')]
+  assert grid == [0.0, 0.1, 0.2, 0.3, 0.4, 0.5]
+  meta = runs[f'{CHEETAH}/meta-model/1']
+  assert meta.flags['n_meta'] == 2
+  assert meta.flags['meta2'] == str(
+      tmp_path / WALKER / 'frozen-autoencoder/101')
+  # The source has as many actions as the wider target only.
+  assert 'reset' not in runs[f'{SWINGUP}/full/0'].flags
+  assert runs[f'{CHEETAH}/full/0'].flags['reset'] == ''
+
+
+def test_only_takes_sources_along(tmp_path):
+  runs = study.all_runs(tmp_path)
+  names = [run.name for run in study.select(runs, f'{CHEETAH}/meta.*/1')]
+  assert names == [
+      'sources/multi-task/101', f'{PENDULUM}/frozen-autoencoder/101',
+      f'{WALKER}/frozen-autoencoder/101', f'{CHEETAH}/meta-model/1']
+  assert study.select(runs, '') == runs
+  for bad in ('nothing', '['):
+    with pytest.raises(terminal.UserError, match='--only'):
+      study.select(runs, bad)
+
+
+# What is complete
+
+
+def evaluations(steps, every=100):
+  return [
+      {'step': step, 'test/return': float(step)}
+      for step in range(every, steps + 1, every)]
+
+
+def write_run(run, lines=None, agent=None, **config):
+  """A log directory as the scripts leave it at their end."""
+  run.logdir.mkdir(parents=True, exist_ok=True)
+  defaults = dreamer.script_module(run.script).define_config()
+  config = {
+      'script': run.script, 'run': f'{hash(run.name):x}',
+      **defaults.parse(run.words).plain(), **config}
+  (run.logdir / 'config.json').write_text(json.dumps(config, indent=2))
+  if lines is None:
+    lines = evaluations(run.flags['steps'])
+  (run.logdir / 'metrics.jsonl').write_text(
+      ''.join(json.dumps(line) + '\n' for line in lines))
+  progress = {'seconds': 1800.0}
+  if agent:
+    agent.save(run.logdir / 'variables.pkl', run='id', progress=progress)
+  else:
+    checkpoints.save(run.logdir / 'variables.pkl', {
+        'format': checkpoints.CHECKPOINT, 'script': run.script, 'step': 1,
+        'action_dim': 1, 'config': {}, 'variables': {}, 'progress': progress})
+
+
+@pytest.fixture
+def run(tmp_path):
+  return study.make_run(
+      tmp_path, 'task/scratch', 'dreamer.py', 0, task='task', steps=1000)
+
+
+def test_complete(run):
+  assert not study.complete(run)
+  write_run(run)
+  assert study.complete(run)
+  # Nothing that was learned depends on these.
+  write_run(run, threads=2, eval_every=1, steps=2000)
+  assert study.complete(run)
+
+
+@pytest.mark.parametrize('change', [
+    dict(seed=1), dict(script='dreamer-FTL.py'), dict(preset='debug'),
+    dict(task='other')])
+def test_run_with_other_flags_is_not_complete(run, change):
+  write_run(run, **change)
+  assert not study.complete(run)
+
+
+def test_run_that_was_stopped_is_not_complete(run):
+  write_run(run, evaluations(900))
+  assert not study.complete(run)
+  # It went to the end, but was not evaluated there.
+  write_run(run, evaluations(900) + [{'step': 1000, 'train/return': 1.0}])
+  assert not study.complete(run)
+  assert study.reached(run) == 1000
+  assert study.reached(run, 'test/return') == 900
+
+
+def test_longer_run_continues(run):
+  write_run(run)
+  run.flags['steps'] = 2000
+  assert not study.complete(run)
+
+
+def test_evaluation_after_the_last_checkpoint_does_not_count(run):
+  write_run(run)
+  metrics = (run.logdir / 'metrics.jsonl').stat().st_mtime_ns
+  os.utime(run.logdir / 'variables.pkl', ns=(metrics - 1, metrics - 1))
+  assert not study.complete(run)
+  (run.logdir / 'variables.pkl').unlink()
+  assert not study.complete(run)
+
+
+def test_damaged_files_are_not_complete(run):
+  write_run(run)
+  with (run.logdir / 'metrics.jsonl').open('r+') as file:
+    content = file.read()
+    file.truncate(len(content) - 5)
+  assert study.reached(run) == 900
+  assert not study.complete(run)
+  write_run(run)
+  (run.logdir / 'config.json').write_text('{"script": ')
+  assert not study.complete(run)
+
+
+# Running
+
+
+class Driver:
+  """`study.py` in a process of its own, with scripts that only count."""
+
+  def __init__(self, folder, pause=0.0, failing=None, jobs=2):
+    scripts = folder / 'scripts'
+    scripts.mkdir(exist_ok=True)
+    code = PARSE + FAKE.replace('PAUSE', str(pause)).replace(
+        'FAILING', repr(failing))
+    for name in dreamer.SCRIPTS:
+      (scripts / name).write_text(code)
+    self.logdir = folder / 'logdir'
+    self.popen = subprocess.Popen(
+        [sys.executable, '-c', f'''
+import pathlib, study, terminal
+study.HERE = pathlib.Path({str(scripts)!r})
+study.SEEDS = {{0: 100, 1: 101}}
+study.STEPS = study.SOURCE_STEPS = 20
+terminal.run(study.main)
+''', '--logdir', str(self.logdir), '--jobs', str(jobs)], cwd=ROOT, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+  def finish(self):
+    output, _ = self.popen.communicate(timeout=100)
+    return self.popen.returncode, output
+
+  def children(self):
+    return [
+        process for process, (parent, _) in running.processes().items()
+        if parent == self.popen.pid]
+
+
+@pytest.fixture
+def runs(tmp_path, two_seeds, monkeypatch):
+  monkeypatch.setattr(study, 'STEPS', 20)
+  monkeypatch.setattr(study, 'SOURCE_STEPS', 20)
+  return study.all_runs(tmp_path / 'logdir')
+
+
+@pytest.mark.parametrize('number, status', [
+    (signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_stopped_study_saves_its_runs_and_continues(
+    tmp_path, runs, number, status):
+  driver = Driver(tmp_path, pause=0.1)
+  limit = time.monotonic() + 100
+  while sum(study.reached(run) > 3 for run in runs) < 2:
+    assert driver.popen.poll() is None and time.monotonic() < limit
+    time.sleep(0.02)
+  children = driver.children()
+  assert len(children) == 2
+  driver.popen.send_signal(number)
+  code, output = driver.finish()
+  assert code == status, output
+  assert not set(children) & set(running.processes())
+  assert output.count('start ') == output.count('stopped  ') == 2
+  assert output.endswith('stopped; the same command continues.\n')
+  stopped = [run for run in runs if run.logdir.exists()]
+  # The source of all transfer, and what does without it.
+  assert [run.name for run in stopped] == [
+      'sources/multi-task/100', f'{SWINGUP}/scratch/0']
+  saved = {
+      run: int((run.logdir / 'variables.pkl').read_text()) for run in stopped}
+  assert all(3 < step < 20 for step in saved.values())
+  assert not any(map(study.complete, runs))
+  if number != signal.SIGTERM:
+    return
+
+  code, output = Driver(tmp_path, jobs=6).finish()
+  assert code == 0, output
+  assert all(map(study.complete, runs))
+  for run, step in saved.items():
+    assert (run.logdir / 'output.txt').read_text() == f'from 0\nfrom {step}\n'
+    assert len(study.rows(run.logdir / 'sessions.jsonl')) == 2
+    assert f'done     {run.name} at step 20 after' in output
+  assert '; 1 remain' in output and '; 0 remain' in output
+
+  before = running.content(tmp_path / 'logdir')
+  code, output = Driver(tmp_path).finish()
+  assert (code, output) == (
+      0, f'{len(runs)} of {len(runs)} runs are complete.\n')
+  assert running.content(tmp_path / 'logdir') == before
+
+
+def test_other_runs_go_on_when_one_fails(tmp_path, runs):
+  code, output = Driver(tmp_path, failing='1', jobs=6).finish()
+  assert code == 1
+  failed = [run for run in runs if not study.complete(run)]
+  assert {run.name for run in failed} == {
+      run.name for run in runs
+      if run.script == 'dreamer.py' and run.flags['seed'] == 1}
+  for run in failed:
+    assert f'failed   {run.name} at step 0' in output
+  assert output.count('this one cannot be done') == len(failed)
+  assert output.splitlines()[-1].startswith('failed: ')
+
+
+def test_what_needs_a_failed_run_is_not_started(tmp_path, runs):
+  source = by_name(runs)['sources/multi-task/100']
+  write_run(source, [])
+  # The fake script expects a number in variables.pkl.
+  code, output = Driver(tmp_path, jobs=6).finish()
+  assert code == 1
+  needing = [run for run in runs if source in run.after]
+  assert f'{len(needing)} runs need what failed' in output
+  for run in runs:
+    assert study.complete(run) == (run != source and run not in needing)
+    assert run.logdir.exists() == (run not in needing)
+
+
+def test_two_studies_cannot_share_a_log_directory(tmp_path, runs):
+  first = Driver(tmp_path, pause=0.1)
+  while not any(map(study.reached, runs)):
+    time.sleep(0.02)
+  code, output = Driver(tmp_path).finish()
+  first.popen.send_signal(signal.SIGTERM)
+  assert first.finish()[0] == 143
+  assert code == 2 and output.splitlines()[-1].startswith(
+      'error: Another run')
+
+
+# Results
+
+
+@pytest.mark.parametrize('agent', [0, 1, 199, 200, 201, 399, 1000])
+def test_thinned(agent):
+  lines = []
+  for index in range(agent):
+    lines.append(json.dumps({'step': index, 'model_loss': 1.0}))
+    if index % 3 == 0:
+      lines.append(json.dumps({'step': index, 'train/return': 1.0}))
+    if index % 50 == 0:
+      lines.append(json.dumps({'step': index, 'test/return': 1.0}))
+  kept = study.thinned(lines)
+  assert kept == [line for line in lines if line in set(kept)]
+  scores = [line for line in lines if 'return' in line]
+  assert [line for line in kept if 'return' in line] == scores
+  few = [json.loads(line)['step'] for line in kept if 'loss' in line]
+  assert min(agent, 100) <= len(few) <= 200
+  assert agent > 200 or len(few) == agent
+  assert len(set(np.diff(few))) <= 1
+
+
+def curve(run):
+  """Metrics with more of everything the better the method is."""
+  method = run.logdir.parent.name
+  gain = {'fractional-0.2': 1.5, 'full': 0.5}.get(method, 1)
+  lines = [
+      {'step': 500, 'train/return': 4.0}, {'step': 1000, 'train/return': 6.0},
+      {'step': 1500, 'train/return': 60.0}, {'step': 1500, 'model_loss': 1.0}]
+  for step in range(1000, run.flags['steps'] + 1, 1000):
+    value = gain * step + run.flags['seed'] % 100
+    line = {'step': step, 'test/return': value}
+    if 'task2' in run.flags:
+      for task in study.SOURCES:
+        lines.append({**line, f'{task}/test/return': value})
+    else:
+      lines.append(line)
+  return lines
+
+
+def agent_of(run, *args):
+  """The untrained agent of a run."""
+  script = dreamer.script_module(run.script)
+  config = script.define_config().parse(run.words)
+  return script.Agent(config, *args)
+
+
+@pytest.fixture
+def results(tmp_path, two_seeds, monkeypatch):
+  monkeypatch.setattr(study, 'STEPS', 5000)
+  monkeypatch.setattr(study, 'SOURCE_STEPS', 7000)
+  runs = study.all_runs(tmp_path / 'logdir')
+  for run in runs:
+    agent = None
+    if run.name == 'sources/multi-task/100':
+      agent = agent_of(run, 6)
+    elif run.flags['seed'] == 100:
+      agent = agent_of(run, 6, {})
+    write_run(run, curve(run), agent, prefill=1000)
+    session = dict(commit='abc', machine='one', command=run.command)
+    (run.logdir / 'sessions.jsonl').write_text(2 * (json.dumps(session) + '\n'))
+  (runs[-1].logdir / 'transfer.txt').write_text('what became of it\n')
+  assert study.main([
+      '--do', 'collect', '--logdir', str(tmp_path / 'logdir'), '--out',
+      str(tmp_path / 'results')]) is None
+  return tmp_path / 'results', runs
+
+
+def read_csv(path):
+  with path.open() as file:
+    return list(csv.DictReader(file))
+
+
+def test_collect(results):
+  out, runs = results
+  for run in runs:
+    kept = out / 'runs' / run.name
+    for name in ('config.json', 'metrics.jsonl'):
+      assert (kept / name).read_text() == (run.logdir / name).read_text()
+  assert (kept / 'transfer.txt').read_text() == 'what became of it\n'
+  table = read_csv(out / 'runs.csv')
+  assert [row['run'] for row in table] == [run.name for run in runs]
+  for row, run in zip(table, runs):
+    assert row['seed'] == str(run.flags['seed'])
+    assert row['steps'] == str(run.flags['steps'])
+    assert row['hours'] == '0.5' and row['commits'] == 'abc'
+    assert row['command'] == run.command
+    # Of several tasks it is not known whose the returns are.
+    assert row['random_return'] == ('' if 'task2' in run.flags else '5.0')
+
+
+def test_collect_keeps_what_it_has_and_shows_what_is_missing(results):
+  out, runs = results
+  before = running.content(out)
+  for path in runs[0].logdir.iterdir():
+    path.unlink()
+  study.collect(runs, out)
+  assert running.content(out) == before
+  # A run that failed half way is in the table as well.
+  (out / 'runs' / runs[1].name / 'run.json').unlink()
+  write_run(runs[1], curve(runs[1])[:-2])
+  study.collect(runs, out)
+  row = read_csv(out / 'runs.csv')[1]
+  assert (row['run'], row['steps'], row['commits']) == (
+      runs[1].name, '3000', '')
+
+
+def test_sources_of_the_results_are_sources(results):
+  out, runs = results
+  sources = out / 'sources'
+  assert sum(path.stat().st_size for path in sources.iterdir()) < 20e6
+  whole = checkpoints.load(runs[0].logdir / 'variables.pkl')['variables']
+  agent = dreamer.load_agent(sources / 'multi-task.pkl')
+  assert agent.script == 'dreamer-multi-task.py' and agent.action_dim == 6
+
+  def start(name, **changes):
+    run = by_name(runs)[name]
+    run.flags.update(changes)
+    run.logdir = out / 'new'
+    script = dreamer.script_module(run.script)
+    config = script.define_config().parse(run.words)
+    return script.Agent.start(config, 1)
+
+  fractional = start(
+      f'{SWINGUP}/fractional-0.2/0', source=sources / 'multi-task.pkl')
+  meta = start(
+      f'{SWINGUP}/meta-model/0', encoder=sources / 'multi-task.pkl',
+      meta1=sources / f'{PENDULUM}.pkl', meta2=sources / f'{WALKER}.pkl')
+  for agent in (fractional, meta):
+    for name in ('encoder/h1/kernel', 'decoder/h5/bias'):
+      assert np.array_equal(agent.variables[name].numpy(), whole[name])
+  walker = by_name(runs)[f'{WALKER}/frozen-autoencoder/100'].logdir
+  assert np.array_equal(
+      meta.variables['reward/source2/h0/kernel'].numpy(),
+      checkpoints.module(walker / 'variables.pkl', 'reward')[
+          'reward/h0/kernel'])
+
+
+def test_draw(results):
+  out, runs = results
+  assert study.main(['--do', 'draw', '--out', str(out)]) == 0
+  figures = out / 'figures'
+  for name in (
+      'targets/curves', 'targets/transfer', 'targets/all-tasks', 'omega/omega',
+      'sources/curves', 'broken/curves'):
+    for ending in ('.png', '.pdf'):
+      assert (figures / name).with_suffix(ending).stat().st_size > 5000
+
+  rows = read_csv(figures / 'targets' / 'transfer.csv')
+  found = {(row['task'], row['method']): row for row in rows}
+  methods = ['FTL ω=0', 'FTL ω=0.2', 'FTL ω=0.5', 'FTL ω=1', 'MMTL N=2']
+  assert set(found) == {
+      (task, method) for task in study.TARGETS for method in methods}
+  assert all(row['runs'] == row['scratch_runs'] == '2' for row in rows)
+  for task in study.TARGETS:
+    for method, ratio in zip(methods, (1, 1.5, 1, 0.5, 1)):
+      area = float(found[task, method]['area_ratio'])
+      assert area == pytest.approx(ratio, abs=0.01)
+
+  rows = read_csv(figures / 'omega' / 'scores.csv')
+  assert [row['method'] for row in rows] == ['dreamer'] + [
+      f'FTL ω={factor:g}' for factor in study.TARGETS[SWINGUP]]
+  rows = read_csv(figures / 'broken' / 'scores.csv')
+  assert [row['runs'] for row in rows] == ['2', '2']
+  rows = read_csv(figures / 'sources' / 'scores.csv')
+  assert {row['task'] for row in rows} >= set(study.SOURCES)
+
+
+def test_trial_needs_the_source(tmp_path):
+  with pytest.raises(terminal.UserError, match='multi-task.pkl is missing'):
+    study.main(['--do', 'try', '--out', str(tmp_path)])
+
+
+def test_readme_tells_what_is_run():
+  text = (ROOT / 'results' / 'README.md').read_text()
+  for fact in (
+      *study.SOURCES, *study.TARGETS, f'{study.STEPS:,}',
+      f'{study.SOURCE_STEPS:,}', f'every {study.FLAGS["eval_every"]:,} steps',
+      ', '.join(map(str, study.SEEDS)),
+      ', '.join(map(str, study.SEEDS.values()))):
+    assert fact in text, fact
+  commands = re.findall(r'^python3 (\S+\.py) (.*?)(?:  +#.*)?$', text, re.M)
+  assert len(commands) == 5
+  for script, words in commands:
+    module = study if script == 'study.py' else dreamer.script_module(script)
+    module.define_config().parse(shlex.split(words))
+
+
+# The real scripts
+
+SMALL = '''
+import sys
+import study, terminal
+study.SEEDS = {0: 100}
+study.TARGETS = {study.TRIAL_TASK: (0.2,)}
+study.STEPS = study.SOURCE_STEPS = study.TRIAL['steps'] = 600
+study.FLAGS = dict(preset='debug', threads=1, log_images=False)
+study.TRIAL['eval_every'] = study.FLAGS['eval_every'] = 200
+terminal.run(study.main)
+'''
+
+
+@pytest.mark.slow
+def test_study_of_real_runs(tmp_path):
+  """Stopped and continued, collected, drawn, and tried."""
+  logdir = tmp_path / 'logdir'
+
+  def start(*words):
+    return subprocess.Popen(
+        [sys.executable, '-c', SMALL, '--logdir', str(logdir), '--out',
+         str(tmp_path / 'results'), '--plots', str(tmp_path / 'plots'),
+         *words], cwd=ROOT)
+
+  driver = start()
+  scratch = logdir / SWINGUP / 'scratch' / '0'
+  while not any('model_loss' in line for line in running.lines(scratch)):
+    assert driver.poll() is None
+    time.sleep(0.2)
+  driver.terminate()
+  assert driver.wait(timeout=300) == 143
+  assert 0 < checkpoints.load(scratch / 'variables.pkl')['updates'] < 12
+  for words in ((), ('--do', 'collect'), ('--do', 'draw'), ('--do', 'try')):
+    assert start(*words).wait(timeout=3000) == 0
+  output = (scratch / 'output.txt').read_text()
+  assert 'the same command continues' in output and 'continues at' in output
+  table = read_csv(tmp_path / 'results' / 'runs.csv')
+  assert len(table) == 8 and all(row['commits'] for row in table)
+  for row in table:
+    assert float(row['hours']) > 0 and row['steps'] == '600'
+  for name in (
+      'results/figures/targets/transfer.png', 'plots/curves.png',
+      'results/sources/multi-task.pkl'):
+    assert (tmp_path / name).exists()
+  methods = {row['method'] for row in read_csv(tmp_path / 'plots/scores.csv')}
+  assert methods == {'dreamer', 'FTL ω=0.2'}
