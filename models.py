@@ -44,8 +44,7 @@ class Module:
     return layer
 
   def _dense(self, name, inputs, units, act=None):
-    return self._add(
-        name, keras.layers.Dense, [None, inputs], units, activation=act)
+    return self._add(name, Dense, [None, inputs], units, activation=act)
 
   def _initializer(self, kind, path):
     return kind(seed=zlib.crc32(f'{self._seed}/{path}'.encode()))
@@ -94,6 +93,18 @@ class Decoder(Module):
       x = layer(x)
     shape = tf.concat([tf.shape(features)[:-1], [64, 64, 3]], 0)
     return tools.UnitNormal(tf.reshape(x, shape), events=3)
+
+
+class Dense(keras.layers.Dense):
+  """Dense layer whose bias has a right gradient in half precision too."""
+
+  def call(self, x):
+    x = tf.cast(x, self.compute_dtype)
+    if x.shape.rank == 2:
+      x = tf.matmul(x, self.kernel)
+    else:
+      x = tf.tensordot(x, self.kernel, 1)
+    return self.activation(convolutions.add_bias(x, self.bias))
 
 
 class Conv(keras.layers.Conv2D):

@@ -875,6 +875,19 @@ def test_low_precision_outside_of_graphs(precision):
   assert image.dtype == agent._reward(feat).mean().dtype == tf.float32
 
 
+@pytest.mark.parametrize('precision', ['16', 'bfloat16'])
+def test_many_gradients_of_a_bias_add_up(precision):
+  """Sums in half precision stop growing beyond some hundred terms."""
+  agent = make_agent(precision=precision)
+  count = 20000
+  features = np.random.default_rng(0).normal(
+      size=(2, count // 2, agent._dynamics.feature_size)).astype(np.float32)
+  bias = agent.variables['value/hout/bias']
+  with tf.GradientTape() as tape:
+    total = tf.reduce_sum(agent._value(features).mean())
+  assert tape.gradient(total, bias).numpy() == pytest.approx(count, rel=0.01)
+
+
 def test_graph_makes_the_same_update(compiled):
   agent = make_agent(pcont=True)
   metrics = train(agent, 2)
