@@ -5,14 +5,14 @@ PYTHON ?= $(firstword $(foreach name,python3.11 python3.10 python3,\
 ARGS ?=
 RUN := .venv/bin/python
 
-.PHONY: help train test slow chaos soak study clean
+.PHONY: help train test slow chaos soak bench study clean
 
 help:  ## Lists the targets.
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | column -t -s $$'\t'
 
 train: .venv/ready  ## Sets up, then trains a pendulum to swing up on a CPU.
 	$(RUN) dreamer.py --preset cpu --task InvertedPendulumSwingupBulletEnv-v0 \
-	  --logdir ./logdir/swingup/dreamer/0 --steps 6e4 $(ARGS)
+	  --logdir ./logdir/swingup/dreamer/0 --steps 6e4 --eval_every 2500 $(ARGS)
 
 test: .venv/ready-test  ## Sets up, then runs the tests (not the slow ones).
 	$(RUN) -m pytest tests -m 'not slow' --numprocesses 2 --dist loadfile $(ARGS)
@@ -26,11 +26,14 @@ chaos: .venv/ready-test  ## Kills a run twenty times; reads 20,000 bad checkpoin
 soak: .venv/ready-test  ## Watches memory, files and processes of a run for an hour.
 	$(RUN) tests/soak.py $(ARGS)
 
+bench: .venv/ready  ## Measures speed: a table, bench.json and growth.png.
+	$(RUN) bench.py --plot growth.png $(ARGS)
+
 study: .venv/ready  ## Runs what is missing of the study in results/; may be stopped.
 	$(RUN) study.py $(ARGS)
 
-clean:  ## Removes the virtual environment.
-	rm -rf .venv
+clean:  ## Removes the virtual environments.
+	rm -rf .venv .venv-sheeprl
 
 .venv/bin/python:
 	@test -n '$(PYTHON)' || { echo 'error: Python 3.10 or 3.11 is needed (PyBullet has no newer wheels); name one with make PYTHON=...' >&2; exit 2; }

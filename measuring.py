@@ -1,0 +1,395 @@
+"""What bench.py measures: updates, starts, policies, collection, batches."""
+
+import collections
+import contextlib
+import functools
+import math
+import os
+import pathlib
+import subprocess
+import sys
+import time
+
+import numpy as np
+
+import terminal
+from backend import tf
+import convolutions
+import devices
+import dreamer
+import driver
+import replay
+import training
+import workers
+
+TASK = 'HalfCheetahBulletEnv-v0'
+ACTIONS = 6
+SHEEPRL = dreamer.HERE / '.venv-sheeprl'
+PACKAGES = ('torch==2.13.0', 'sheeprl==0.8.4')
+
+
+def alternately(functions, rounds):
+  """Seconds `[rounds, functions]` of calling one after the other.
+
+  Each is called once before, which is not counted.
+  """
+  functions = list(functions)
+  seconds = np.zeros([rounds + 1, len(functions)])
+  for times in seconds:
+    for index, function in enumerate(functions):
+      began = time.perf_counter()
+      function()
+      times[index] = time.perf_counter() - began
+  return seconds[1:]
+
+
+def settings(preset, **values):
+  config = dreamer.define_config()
+  config.preset_name(preset)
+  config.update({'precision': '32', **values})
+  return config
+
+
+def make_agent(preset):
+  config = settings(preset)
+  devices.configure(config)
+  return dreamer.Dreamer(config, ACTIONS)
+
+
+def random_batch(preset, **values):
+  """A batch as replay gives it, but of noise."""
+  config = settings(preset, **values)
+  rng = np.random.default_rng(0)
+  shape = config.batch_size, config.batch_length
+  return {
+      'image': rng.integers(0, 256, (*shape, 64, 64, 3), np.uint8),
+      'action': rng.uniform(-1, 1, (*shape, ACTIONS)).astype(np.float32),
+      'reward': rng.normal(size=shape).astype(np.float32),
+      'discount': np.ones(shape, np.float32), 'first': np.zeros(shape, bool)}
+
+
+def update(agent, batch):
+  return float(agent.train(batch)['model_loss'])
+
+
+def operations(config, actions=ACTIONS):
+  """Floating-point operations that one update needs, by part.
+
+  Counted are the multiplications and additions of matrix products and
+  convolutions: forward, and back to the inputs and kernels that each of the
+  three losses has to reach. It need not reach images, given actions, the
+  states that a sequence or imagination starts from, in behaviour the world
+  model's kernels, nor the reward of the last imagined state. Elementwise
+  operations, optimizers and metrics are not counted, though they take time.
+  """
+  c = config
+  features, hidden = c.stoch_size + c.deter_size, c.deter_size
+  depths = [3, *(c.cnn_depth * 2 ** index for index in range(4))]
+  encoder = [
+      2 * side ** 2 * 4 ** 2 * a * b
+      for side, a, b in zip((31, 14, 6, 2), depths, depths[1:])]
+  depths = [32 * c.cnn_depth, *depths[3:0:-1], 3]
+  decoder = dense(features, 32 * c.cnn_depth) + [
+      2 * side ** 2 * kernel ** 2 * a * b for side, kernel, a, b
+      in zip((1, 5, 13, 30), (5, 5, 6, 6), depths, depths[1:])]
+  img1 = sum(dense(c.stoch_size + actions, hidden))
+  gru = 3 * sum(dense(hidden + c.deter_size, c.deter_size))
+  prior = sum(dense(c.deter_size, hidden, 2 * c.stoch_size))
+  posterior = sum(dense(
+      c.deter_size + 32 * c.cnn_depth, hidden, 2 * c.stoch_size))
+  outputs = 2 * actions if c.action_dist == 'tanh_normal' else actions
+  actor = dense(features, *[c.num_units] * 4, outputs)
+  reward = dense(features, *[c.num_units] * 2, 1)
+  value = dense(features, *[c.num_units] * 3, 1)
+
+  posts = c.batch_size * c.batch_length
+  # Where a sequence may end, nothing is imagined from its last state.
+  starts = c.batch_size * (c.batch_length - c.pcont)
+  states, returns = c.horizon * starts, (c.horizon - 1) * starts
+  action_rows = sum(dense(actions, hidden))
+  recurrent = img1 - action_rows + 3 * sum(dense(c.deter_size, c.deter_size))
+  return {
+      'encoder': posts * (3 * sum(encoder) - encoder[0]),
+      'observe': posts * (
+          3 * (img1 + gru + prior + posterior) - action_rows) - (
+              c.batch_size * recurrent),
+      'decoder': posts * 3 * sum(decoder),
+      'reward and pcont': posts * 3 * (sum(reward) + c.pcont * sum(value)),
+      'imagined actions': states * (3 * sum(actor) - actor[0]),
+      'imagined states': states * 2 * (img1 + gru + prior) - (
+          starts * recurrent),
+      'imagined rewards and pconts': returns * 2 * (
+          sum(reward) + c.pcont * sum(value)),
+      'imagined values': (states + returns) * sum(value),
+      'value loss': returns * (2 * sum(value) - value[0])}
+
+
+def dense(*sizes):
+  """Operations of each of successive dense layers, for one row."""
+  return [2 * a * b for a, b in zip(sizes, sizes[1:])]
+
+
+def matrix_product(quick):
+  """A function that multiplies large matrices, and its operations."""
+  size, count = (64, 1) if quick else (2048, 20)
+  # Scaled so that the products neither grow nor vanish.
+  matrix = tf.random.normal([size, size]) / math.sqrt(size)
+
+  @tf.function
+  def multiply(x):
+    for _ in range(count):
+      x = tf.matmul(matrix, x)
+    return x[0, 0]
+
+  return lambda: float(multiply(matrix)), 2 * count * size ** 3
+
+
+@contextlib.contextmanager
+def sheeprl():
+  """A function that makes sheeprl's Dreamer V1 do an update.
+
+  It has an environment of its own, made at the first use.
+
+  Raises:
+    OSError: It cannot be installed or does not start.
+  """
+  python = SHEEPRL / 'bin' / 'python'
+  if not python.exists():
+    execute(sys.executable, '-m', 'venv', SHEEPRL)
+  for package in PACKAGES:  # In this order: else there is another torch.
+    execute(python, '-m', 'pip', 'install', '--quiet', package)
+  script = dreamer.HERE / 'tests' / 'sheeprl_step.py'
+  with subprocess.Popen(
+      [python, script], text=True, stdin=subprocess.PIPE,
+      stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+
+    def expect(answer):
+      if process.stdout.readline() != f'{answer}\n':
+        raise OSError('sheeprl ended')
+
+    def step():
+      print(file=process.stdin, flush=True)
+      expect('done')
+
+    try:
+      expect('ready')
+      yield step
+    finally:
+      process.kill()
+
+
+def execute(*command):
+  """Runs a program; an `OSError` has the last line that it said."""
+  result = subprocess.run(command, capture_output=True, text=True)
+  if result.returncode:
+    raise OSError((result.stderr.strip() or 'no reason given').splitlines()[-1])
+
+
+def pieces(agent, batch):
+  """Parts of an update, forward and backward: `{name: function}`."""
+  data = dreamer.tensors(batch)
+  shape = batch['reward'].shape
+  feat = tf.random.normal([*shape, agent._dynamics.feature_size])
+  embed = tf.random.normal([*shape, agent._encode.size])
+  post, _ = agent._dynamics.observe(embed, data['action'])
+  seed = tf.constant([0, 1])
+  imagined = agent._imagine_ahead(post, seed)
+
+  def part(module, loss, *inputs):
+    variables = list(module.variables.values())
+
+    @dreamer.function
+    def run(data, *inputs):
+      with tf.GradientTape() as tape:
+        tape.watch(inputs)
+        total = loss(agent._preprocess(data), *inputs)
+      gradients = tape.gradient(
+          total, [*variables, *inputs], unconnected_gradients='zero')
+      return tf.add_n([tf.reduce_sum(x) for x in gradients])
+
+    return lambda: float(run(data, *inputs))
+
+  def encode(data):
+    return tf.reduce_mean(tf.square(agent._encode(data)))
+
+  def observe(data, embed):
+    states = agent._dynamics.observe(embed, data['action'])
+    return tf.add_n([tf.reduce_mean(x['stoch'] + x['std']) for x in states])
+
+  def decode(data, feat):
+    return tf.reduce_mean(agent._decode(feat).log_prob(data['image']))
+
+  def reward(data, feat):
+    return tf.reduce_mean(agent._reward(feat).log_prob(data['reward']))
+
+  def act(data):
+    feat = agent._imagine_ahead(post, seed)
+    return tf.reduce_mean(
+        agent._reward(feat).mode() + agent._value(feat).mode())
+
+  def value(data):
+    return tf.reduce_mean(agent._value(imagined).log_prob(0.0))
+
+  return {
+      'encoder': part(agent._encode, encode),
+      'observe': part(agent._dynamics, observe, embed),
+      'decoder': part(agent._decode, decode, feat),
+      'reward': part(agent._reward, reward, feat),
+      'imagination and actor': part(agent._actor, act),
+      'value': part(agent._value, value)}
+
+
+@contextlib.contextmanager
+def plain_convolutions():
+  """Makes the networks use TensorFlow's own strided convolutions."""
+  saved = convolutions.conv, convolutions.deconv
+  convolutions.conv = lambda x, kernel, bias: tf.nn.bias_add(
+      tf.nn.conv2d(x, kernel, 2, 'VALID'), bias)
+  convolutions.deconv = lambda x, kernel, bias: tf.nn.bias_add(
+      convolutions._deconv_plain(x, kernel), bias)
+  try:
+    yield
+  finally:
+    convolutions.conv, convolutions.deconv = saved
+
+
+def record_episodes(folder, count):
+  """Paths of random episodes of 500 records."""
+  episodes = replay.Replay(
+      pathlib.Path(folder, 'recorded'), batch_size=1, batch_length=1)
+  paths = []
+
+  def keep(_, episode):
+    paths.append(episodes.add({k: v[:500] for k, v in episode.items()}))
+
+  with contextlib.closing(workers.make('none', TASK)) as env:
+    collect = driver.Driver([env], [0], keep)
+    rng = np.random.default_rng(0)
+    while len(paths) < count:
+      collect.step(lambda *_: (rng.uniform(-1, 1, (1, ACTIONS)), None))
+  return paths
+
+
+def multiply(paths, directory, count):
+  """Gives files `count` names in a directory, as if so many were there."""
+  directory.mkdir(parents=True)
+  for index in range(count):
+    os.link(
+        paths[index % len(paths)],
+        directory / f'20200101T{index:06}-{index:032x}-500.npz')
+
+
+def first_update(arguments):
+  """Seconds from starting dreamer.py to the end of its first update."""
+  began = time.perf_counter()
+  subprocess.run(
+      [sys.executable, '-c',
+       'import measuring; measuring.run_to_first_update()',
+       '--task', TASK, *arguments],
+      cwd=dreamer.HERE, check=True, stdout=subprocess.DEVNULL)
+  return time.perf_counter() - began
+
+
+def run_to_first_update():
+  """Does what dreamer.py does, until one update is done."""
+  train = dreamer.Dreamer.train
+
+  def train_once(agent, batch):
+    float(train(agent, batch)['model_loss'])
+    os._exit(0)
+
+  dreamer.Dreamer.train = train_once
+  dreamer.main(sys.argv[1:])
+
+
+def start_with(folder, count):
+  """A start with so many episodes; networks do not matter, and are tiny."""
+  logdir = pathlib.Path(folder, f'run{count}')
+  first_update([
+      '--logdir', str(logdir), '--preset', 'debug', '--batch_size', '50',
+      '--batch_length', '50', '--replay_memory', '1', '--prefill', '500'])
+  # The next one is to start the same way.
+  for path in logdir.iterdir():
+    if path.is_file():
+      path.unlink()
+
+
+def retraced(logdir):
+  """How often functions of an agent were traced again in a whole run."""
+  agents = []
+
+  class Watched(dreamer.Dreamer):
+
+    def begin(self, logdir):
+      agents.append(self)
+
+  with terminal.silence():
+    training.main([
+        '--logdir', str(logdir), '--task', TASK, '--preset', 'debug'],
+        '', dreamer.define_config, Watched)
+  agent, = agents
+  # Each is traced once; the policy for collecting and for evaluation.
+  wanted = (agent._train, 1), (agent._policy, 2), (agent._open_loop, 1)
+  return sum(
+      function.experimental_get_tracing_count() - count
+      for function, count in wanted)
+
+
+def act(agent, count, calls):
+  """Policy calls for `count` environments as in collection."""
+  obs = {'image': np.zeros([count, 64, 64, 3], np.uint8)}
+  reset, state = np.zeros(count, bool), None
+  for _ in range(calls):
+    action, state = agent(obs, reset, state)
+    np.asarray(action)
+
+
+def collect(agent, envs, decisions):
+  """Steps environments with the agent's policy, as in training."""
+  collect = driver.Driver(envs, [0], lambda index, episode: None)
+  for _ in range(decisions):
+    collect.step(agent)
+
+
+def run_freely(envs, decisions):
+  """Lets all workers step as fast as they can, none waiting for another."""
+  action = np.random.default_rng(0).uniform(-1, 1, ACTIONS)
+  promises = collections.deque()
+  for index in range(decisions):
+    for env in envs:
+      promises.append(env.step(action) if index % 500 else env.reset(0))
+    while len(promises) > 4 * len(envs):
+      promises.popleft()()
+  for promise in promises:
+    promise()
+
+
+def batch_rate(episodes, begin, end):
+  """Batches a second, sampled in this thread."""
+  began = time.perf_counter()
+  for index in range(begin, end):
+    episodes.sample(index)
+  return (end - begin) / (time.perf_counter() - began)
+
+
+def memory():
+  """Bytes that this process has taken; pages of files come and go."""
+  text = pathlib.Path('/proc/self/smaps_rollup').read_text()
+  return 1024 * sum(
+      int(line.split()[1]) for line in text.splitlines()
+      if line.startswith(('Anonymous:', 'Swap:')))
+
+
+def play(env, steps):
+  """Images of the beginning of an episode."""
+  rng = np.random.default_rng(0)
+  images = [env.reset(seed=0)[0]['image']]
+  for _ in range(steps):
+    action = rng.uniform(-1, 1, env.action_space.shape)
+    images.append(env.step(action)[0]['image'])
+  return images
+
+
+def draw(env, count):
+  for _ in range(count):
+    env.render_frame(64, 64)
