@@ -261,16 +261,18 @@ class Dreamer:
     """
     image = tf.convert_to_tensor(obs['image'])
     if state is None:
-      count = image.shape[0]
+      latent = self._dynamics.initial(image.shape[0])
       state = (
-          self._dynamics.initial(count), tf.zeros([count, self.action_dim]))
+          latent['stoch'], latent['deter'],
+          tf.zeros([image.shape[0], self.action_dim]))
     seed = tf.constant(
         [2 * self.config.seed + int(training), self.calls[training]])
     if self.worker:
       seed = tf.random.experimental.stateless_fold_in(seed, self.worker)
     self.calls[training] += 1
     amount = tf.constant(self.expl_amount(training), tf.float32)
-    return self._policy(image, state, amount, seed, training)
+    state = self._policy(image, *state, amount, seed, training)
+    return state[-1], state
 
   def expl_amount(self, training=True):
     """Exploration at the present step."""
@@ -283,13 +285,13 @@ class Dreamer:
     return max(amount, c.expl_min)
 
   @function
-  def _policy(self, image, state, amount, seed, training):
-    latent, action = state
+  def _policy(self, image, stoch, deter, action, amount, seed, training):
+    # Few and flat arguments: to pass them takes much of the time of a call.
     count = tf.shape(image)[0]
     seeds = tools.split_seed(seed, 3)
-    embed = self._encode({'image': scale_image(image)})
-    latent, _ = self._dynamics.obs_step(
-        latent, action, embed,
+    latent = self._dynamics.filter(
+        {'stoch': stoch, 'deter': deter}, action,
+        self._encode({'image': scale_image(image)}),
         tools.normal([count, self.config.stoch_size], seeds[0]))
     dist = self._actor(self._dynamics.get_feat(latent))
     if training:
@@ -298,7 +300,7 @@ class Dreamer:
       action = dist.mode(
           tools.normal([dist.samples, count, self.action_dim], seeds[1]))
     action = self._explore(action, amount, seeds[2])
-    return action, (latent, action)
+    return latent['stoch'], latent['deter'], action
 
   def _explore(self, action, amount, seed):
     """Adds exploration of the given amount to actions [N, A]."""

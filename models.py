@@ -178,9 +178,8 @@ class RSSM(Module):
 
     def step(prev, inputs):
       embed, action, keep, noise = inputs
-      deter = self._recur(
-          prev['stoch'] * keep, prev['deter'] * keep, action * keep)
-      return self._posterior(deter, embed, noise)
+      prev = {name: prev[name] * keep for name in ('stoch', 'deter')}
+      return self.filter(prev, action * keep, embed, noise)
 
     post = tf.scan(step, (embed, action, keep[..., None], noise[0]), state)
     # The prior does not feed back, so all steps are computed together.
@@ -203,6 +202,12 @@ class RSSM(Module):
     """Posterior and prior `[B, ...]` of one step with an observation."""
     prior = self.img_step(prev_state, prev_action)
     return self._posterior(prior['deter'], embed, noise), prior
+
+  def filter(self, prev_state, prev_action, embed, noise=None):
+    """Posterior `[B, ...]` of one step with an observation, without prior."""
+    deter = self._recur(
+        prev_state['stoch'], prev_state['deter'], prev_action)
+    return self._posterior(deter, embed, noise)
 
   def img_step(self, prev_state, prev_action, noise=None):
     """Prior `[B, ...]` of one step without an observation."""
