@@ -12,7 +12,7 @@ help:  ## Lists the targets.
 
 train: .venv/ready  ## Sets up, then trains a pendulum to swing up on a CPU.
 	$(RUN) dreamer.py --preset cpu --task InvertedPendulumSwingupBulletEnv-v0 \
-	  --logdir ./logdir/swingup/dreamer/0 --steps 6e4 --eval_every 2500 $(ARGS)
+	  --logdir ./logdir/swingup/dreamer/0 --steps 8e4 --eval_every 2500 $(ARGS)
 
 test: .venv/ready-test  ## Sets up, then runs the tests (not the slow ones).
 	$(RUN) -m pytest tests -m 'not slow' --numprocesses 2 --dist loadfile $(ARGS)

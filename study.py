@@ -34,7 +34,7 @@ import terminal
 
 # Seeds of the targets, and of the sources that each starts from. Were they the
 # same, a source would have begun with the fresh weights of its target.
-SEEDS = {0: 100, 1: 101, 2: 102}
+SEEDS = {10: 110, 11: 111, 12: 112}
 # Learned together by the source of transfer.
 SOURCES = 'InvertedDoublePendulumBulletEnv-v0', 'Walker2DBulletEnv-v0'
 # The factors ω of fractional transfer on each target.

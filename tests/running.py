@@ -10,6 +10,8 @@ import sys
 import tempfile
 import time
 
+import numpy as np
+
 ROOT = pathlib.Path(__file__).parent.parent
 SWINGUP = 'InvertedPendulumSwingupBulletEnv-v0'
 
@@ -30,6 +32,24 @@ def run(logdir, **values):
     terminal.run(dreamer.main, flags(logdir, **values))
   except SystemExit as exit:
     return exit.code
+
+
+def environment(more=()):
+  """Variables for a program that imports the modules of the project."""
+  paths = os.pathsep.join([str(ROOT), str(ROOT / 'tests')])
+  return {**os.environ, 'PYTHONPATH': paths, **dict(more)}
+
+
+def random_batch(config):
+  """A batch for two actions, in which episodes begin here and there."""
+  rng = np.random.default_rng(0)
+  shape = config.batch_size, config.batch_length
+  return {
+      'image': rng.integers(0, 256, (*shape, 64, 64, 3), dtype=np.uint8),
+      'action': rng.uniform(-1, 1, (*shape, 2)).astype(np.float32),
+      'reward': rng.normal(size=shape).astype(np.float32),
+      'discount': np.ones(shape, np.float32),
+      'first': rng.uniform(size=shape) < 0.1}
 
 
 class Process:

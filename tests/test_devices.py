@@ -1,14 +1,16 @@
 """Several devices together make the update of one on the joined batch."""
 
-import pathlib
 import subprocess
 import sys
+
+import running
 
 # The devices of a process are fixed when TensorFlow starts.
 PROGRAM = '''
 import numpy as np
 from backend import tf
 import dreamer
+import running
 
 cpu, = tf.config.list_physical_devices('CPU')
 tf.config.set_logical_device_configuration(
@@ -18,14 +20,7 @@ config = dreamer.define_config()
 config.preset_name('debug')
 config.pcont = True
 config.free_nats = 0.1  # One half of the batch may lie below, one above.
-rng = np.random.default_rng(0)
-B, T = config.batch_size, config.batch_length
-batch = {
-    'image': rng.integers(0, 256, (B, T, 64, 64, 3), dtype=np.uint8),
-    'action': rng.uniform(-1, 1, (B, T, 2)).astype(np.float32),
-    'reward': rng.normal(size=(B, T)).astype(np.float32),
-    'discount': np.ones((B, T), np.float32),
-    'first': rng.uniform(size=(B, T)) < 0.1}
+batch = running.random_batch(config)
 
 one = dreamer.Dreamer(config, 2)
 with tf.distribute.MirroredStrategy(['CPU:0', 'CPU:1']).scope():
@@ -50,6 +45,6 @@ print('equal')
 def test_two_devices_make_the_update_of_one():
   done = subprocess.run(
       [sys.executable, '-c', PROGRAM], capture_output=True, text=True,
-      cwd=pathlib.Path(__file__).parent.parent, timeout=300)
+      env=running.environment(), timeout=300)
   assert done.returncode == 0, done.stderr
   assert done.stdout.strip().endswith('equal')

@@ -1,15 +1,18 @@
 """The README's examples do what it says of them."""
 
 import importlib
+import json
 import pathlib
 import re
 import shlex
 
 import numpy as np
+from PIL import Image
 
 import wrappers
 
-README = (pathlib.Path(__file__).parent.parent / 'README.md').read_text()
+ROOT = pathlib.Path(__file__).parent.parent
+README = (ROOT / 'README.md').read_text()
 
 
 def test_environment_of_ones_own(tmp_path, monkeypatch):
@@ -68,3 +71,27 @@ def test_the_first_words_are_the_two_commands():
   commands = README.split('```')[1].split('\n')
   assert [line.split('#')[0].strip() for line in commands if line] == [
       'make train', 'make test']
+
+
+def test_pictures_are_there():
+  pictures = re.findall(r'!\[[^]]+\]\(([^)]+)\)', README)
+  assert len(pictures) >= 3
+  for name in pictures:
+    with Image.open(ROOT / name) as picture:
+      assert min(picture.size) > 100
+      assert (picture.n_frames > 100) == name.endswith('.gif')
+
+
+def test_table_of_learning_is_that_of_the_runs():
+  """`| seed | step, minutes | return | … |` says what metrics.jsonl says."""
+  rows = re.findall(
+      r'^\| (\d) \| ([\d,]+) steps, [\d.]+ min \| (\d+) \|', README, re.M)
+  assert len(rows) >= 3
+  for seed, step, score in rows:
+    path, = (ROOT / 'results' / 'learning').glob(f'*/dreamer/{seed}')
+    returns = [
+        (line['step'], line['test/return'])
+        for line in map(json.loads, (path / 'metrics.jsonl').open())
+        if 'test/return' in line]
+    first, reached = next(x for x in returns if x[1] > 0)
+    assert first == int(step.replace(',', '')) and round(reached) == int(score)

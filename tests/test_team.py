@@ -1,7 +1,6 @@
 """Two processes on loopback: one update, one run, one end."""
 
 import json
-import os
 import pickle
 import signal
 import socket
@@ -20,9 +19,9 @@ PROGRAM = '''
 import pickle
 import sys
 
-import numpy as np
 import devices
 import dreamer
+import running
 
 config = dreamer.define_config()
 config.preset_name('debug')
@@ -30,15 +29,8 @@ config.free_nats = 0.1  # One half of the batch may lie below, one above.
 config.threads = 1
 devices.configure(config)
 team = devices.Team(config.batch_size)
-rng = np.random.default_rng(0)
-B, T = config.batch_size, config.batch_length
-batch = {
-    'image': rng.integers(0, 256, (B, T, 64, 64, 3), dtype=np.uint8),
-    'action': rng.uniform(-1, 1, (B, T, 2)).astype(np.float32),
-    'reward': rng.normal(size=(B, T)).astype(np.float32),
-    'discount': np.ones((B, T), np.float32),
-    'first': rng.uniform(size=(B, T)) < 0.1}
-share = B // team.size
+batch = running.random_batch(config)
+share = config.batch_size // team.size
 part = slice(team.index * share, (team.index + 1) * share)
 assert team.sum(1, team.index) == [2, 1] or team.size == 1
 with team.together():
@@ -84,7 +76,7 @@ def test_two_processes_make_the_update_of_one(tmp_path):
   def start(name, env):
     return subprocess.Popen(
         [sys.executable, '-c', PROGRAM, str(tmp_path / name)],
-        cwd=running.ROOT, env={**os.environ, **env})
+        env=running.environment(env))
 
   ports = free_ports()
   processes = [start(f'{i}', team_config(i, ports)) for i in range(2)]
