@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import checkpoints
+import devices
 import dreamer
 import models
 import terminal
@@ -655,7 +656,8 @@ def run_of(tmp_path, *tasks, script=multi, **values):
   config = configure(script, tmp_path / 'run', time_limit=20, **values)
   names = [f'{__name__}:{task.__name__}' for task in tasks]
   with contextlib.ExitStack() as stack:
-    run = training.Run(config, script.Agent, names, True, stack)
+    team = devices.Team(config.batch_size)
+    run = training.Run(config, script.Agent, names, True, team, stack)
     run._phase('train', 40)
     yield run
 
