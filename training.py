@@ -350,7 +350,6 @@ class Run:
 
   def _take_directory(self, stack):
     if self._team.chief:
-      make_directory(self._logdir)
       stack.enter_context(replay.lock(self._logdir))
 
   def _make_envs(self, tasks, stack):
@@ -567,14 +566,6 @@ def keep_lines(path, start, word):
 
 def plain(value):
   return value.numpy() if tf.is_tensor(value) else value
-
-
-def make_directory(path):
-  try:
-    path.mkdir(parents=True, exist_ok=True)
-  except OSError as error:
-    raise terminal.UserError(
-        f"--logdir {path} cannot be made: {error.strerror}.") from None
 
 
 def read_config(path):
