@@ -178,6 +178,7 @@ class Dreamer:
     for flag in ('freeze', 'weight_decay_pattern'):
       check_pattern(flag, getattr(config, flag))
     self._optimizers = {}
+    self._graphs = {}
     self._watched = None
 
   @classmethod
@@ -244,8 +245,8 @@ class Dreamer:
   def __call__(self, obs, reset, state=None, training=True):
     """Like `policy`, with states zeroed where `reset` [N] is true."""
     if state is not None and reset.any():
-      keep = tf.constant(1 - reset.astype(np.float32))[:, None]
-      state = tf.nest.map_structure(lambda x: x * keep, state)
+      keep = (~reset).astype(np.float32)[:, None]
+      state = tuple(x * keep for x in state)
     return self.policy(obs, state, training)
 
   def policy(self, obs, state, training):
@@ -257,22 +258,34 @@ class Dreamer:
       training: whether to sample and explore, or to act as well as possible.
 
     Returns:
-      Actions [N, A] in -1 to 1, and the state for the next call.
+      Actions [N, A] in -1 to 1, and the state for the next call, a tuple of
+      arrays [N, ...].
     """
     image = tf.convert_to_tensor(obs['image'])
+    count = image.shape[0]
     if state is None:
-      latent = self._dynamics.initial(image.shape[0])
       state = (
-          latent['stoch'], latent['deter'],
-          tf.zeros([image.shape[0], self.action_dim]))
-    seed = tf.constant(
-        [2 * self.config.seed + int(training), self.calls[training]])
-    if self.worker:
-      seed = tf.random.experimental.stateless_fold_in(seed, self.worker)
+          np.zeros([count, self._dynamics.feature_size], np.float32),
+          np.zeros([count, self.action_dim], np.float32))
+    rng = self._numbers(training)
+    noise = [
+        rng.standard_normal(size, np.float32)
+        for size in self._noise(count, training)]
+    feat, action = self._acting(training, image.dtype)(
+        image, *map(tf.convert_to_tensor, [*state, *noise]))
+    action = tf.constant(self._explore(
+        action.numpy(), self.expl_amount(training), rng))
+    return action, (feat, action)
+
+  def random_actions(self, count):
+    """Actions [N, A] that depend on no observation, for before training."""
+    return self._random(count, self._numbers(training=True))
+
+  def _numbers(self, training):
+    """Random numbers of the next call; each call has its own."""
     self.calls[training] += 1
-    amount = tf.constant(self.expl_amount(training), tf.float32)
-    state = self._policy(image, *state, amount, seed, training)
-    return state[-1], state
+    return np.random.default_rng([
+        self.config.seed, int(training), self.worker, self.calls[training]])
 
   def expl_amount(self, training=True):
     """Exploration at the present step."""
@@ -284,40 +297,56 @@ class Dreamer:
       amount *= 0.5 ** (self.step / c.expl_decay)
     return max(amount, c.expl_min)
 
-  @function
-  def _policy(self, image, stoch, deter, action, amount, seed, training):
-    # Few and flat arguments: to pass them takes much of the time of a call.
-    count = tf.shape(image)[0]
-    seeds = tools.split_seed(seed, 3)
-    latent = self._dynamics.filter(
-        {'stoch': stoch, 'deter': deter}, action,
-        self._encode({'image': scale_image(image)}),
-        tools.normal([count, self.config.stoch_size], seeds[0]))
-    dist = self._actor(self._dynamics.get_feat(latent))
-    if training:
-      action = dist.sample(tools.normal([count, self.action_dim], seeds[1]))
-    else:
-      action = dist.mode(
-          tools.normal([dist.samples, count, self.action_dim], seeds[1]))
-    action = self._explore(action, amount, seeds[2])
-    return latent['stoch'], latent['deter'], action
+  def _acting(self, training, image_type):
+    """The graph of `_policy`, for any number of environments.
 
-  def _explore(self, action, amount, seed):
+    Called as it is, without the search for a fitting one, which would take as
+    long as the networks for a single environment.
+    """
+    key = training, image_type
+    if key not in self._graphs:
+      sizes = (
+          [None, self._dynamics.feature_size], [None, self.action_dim],
+          *self._noise(None, training))
+      policy = functools.partial(self._policy, training)
+      self._graphs[key] = function(policy).get_concrete_function(
+          tf.TensorSpec([None, 64, 64, 3], image_type),
+          *(tf.TensorSpec(size) for size in sizes))
+    return self._graphs[key]
+
+  def _noise(self, count, training):
+    """Sizes of the noise for states and for actions."""
+    action = [count, self.action_dim]
+    if not training:  # The likeliest of several is taken.
+      action = [self._actor.samples, *action]
+    return [count, self.config.stoch_size], action
+
+  def _policy(self, training, image, feat, action, stoch_noise, action_noise):
+    embed = self._encode({'image': scale_image(image)})
+    latent = self._dynamics.filter(
+        self._dynamics.from_feat(feat), action, embed, stoch_noise)
+    feat = self._dynamics.get_feat(latent)
+    dist = self._actor(feat)
+    act = dist.sample if training else dist.mode
+    return feat, act(action_noise)
+
+  def _explore(self, action, amount, rng):
     """Adds exploration of the given amount to actions [N, A]."""
-    shape = tf.shape(action)
-    first, second = tools.split_seed(seed, 2)
     if self.config.expl == 'additive_gaussian':
-      noise = amount * tools.normal(shape, first)
-      return tf.clip_by_value(action + noise, -1, 1)
-    if self.config.action_dist == 'onehot':
-      random = tf.one_hot(tf.argmax(
-          tf.random.stateless_uniform(shape, first), -1), self.action_dim)
-    else:
-      random = tf.random.stateless_uniform(shape, first, -1, 1)
+      noise = rng.standard_normal(action.shape, np.float32)
+      return np.clip(action + np.float32(amount) * noise, -1, 1)
+    random = self._random(len(action), rng)
     if self.config.expl == 'epsilon_greedy':
-      chance = tf.random.stateless_uniform(shape[:1], second)
-      return tf.where((chance < amount)[:, None], random, action)
-    return tf.where(amount > 0, random, action)
+      chance = rng.uniform(size=[len(action), 1])
+      return np.where(chance < amount, random, action)
+    return random if amount > 0 else action
+
+  def _random(self, count, rng):
+    """Random actions [N, A]."""
+    if self.config.action_dist == 'onehot':
+      choice = rng.integers(0, self.action_dim, count)
+      return np.eye(self.action_dim, dtype=np.float32)[choice]
+    return rng.uniform(-1, 1, [count, self.action_dim]).astype(np.float32)
 
   # Learning
 
@@ -511,6 +540,8 @@ class Dreamer:
         for size, part in zip((c.stoch_size, self.action_dim), seeds)]
 
     def step(prev, noise):
+      # Else the way back would add up a gradient of all noise in every step.
+      noise = [tf.stop_gradient(part) for part in noise]
       feat = tf.stop_gradient(self._dynamics.get_feat(prev))
       action = self._actor(feat).sample(noise[1])
       return self._dynamics.img_step(prev, action, noise[0])

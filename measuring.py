@@ -329,10 +329,10 @@ def retraced(logdir):
         '', dreamer.define_config, Watched)
   agent, = agents
   # Each is traced once; the policy for collecting and for evaluation.
-  wanted = (agent._train, 1), (agent._policy, 2), (agent._open_loop, 1)
-  return sum(
-      function.experimental_get_tracing_count() - count
-      for function, count in wanted)
+  traced = len(agent._graphs) - 2
+  for function in (agent._train, agent._open_loop):
+    traced += function.experimental_get_tracing_count() - 1
+  return traced
 
 
 def act(agent, count, calls):
@@ -346,9 +346,10 @@ def act(agent, count, calls):
 
 def collect(agent, envs, decisions):
   """Steps environments with the agent's policy, as in training."""
-  collect = driver.Driver(envs, [0], lambda index, episode: None)
-  for _ in range(decisions):
-    collect.step(agent)
+  collect = driver.Driver(envs, [0], lambda index, episode: None, groups=2)
+  with contextlib.closing(collect):
+    for _ in range(decisions):
+      collect.step(agent)
 
 
 def run_freely(envs, decisions):

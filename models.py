@@ -177,7 +177,9 @@ class RSSM(Module):
       state = self.initial(shape[1])
 
     def step(prev, inputs):
-      embed, action, keep, noise = inputs
+      embed, action, *constant = inputs
+      # Else the way back would add up gradients of all of these in every step.
+      keep, noise = [tf.stop_gradient(part) for part in constant]
       prev = {name: prev[name] * keep for name in ('stoch', 'deter')}
       return self.filter(prev, action * keep, embed, noise)
 
@@ -217,6 +219,11 @@ class RSSM(Module):
   def get_feat(self, state):
     """Features `[..., S + D]`, what the heads and the actor see."""
     return tf.concat([state['stoch'], state['deter']], -1)
+
+  def from_feat(self, feat):
+    """The `stoch` and `deter` that features are made of."""
+    stoch, deter = tf.split(feat, [self._stoch, self._deter], -1)
+    return {'stoch': stoch, 'deter': deter}
 
   def get_dist(self, state):
     """Distribution of `stoch` with one event per state."""
@@ -315,25 +322,28 @@ class Actor(Module):
       dist='tanh_normal', init_std=5.0, min_std=1e-4, mean_scale=5.0,
       name='actor', **kwargs):
     super().__init__(name, **kwargs)
-    self._dist = dist
+    self._dist = tools.OneHot if dist == 'onehot' else tools.TanhNormal
+    # Draws that the distribution's mode is chosen from.
+    self.samples = self._dist.samples
     self._min_std, self._mean_scale = min_std, mean_scale
     # The softplus of this is init_std.
     self._raw_init_std = np.log(np.exp(init_std) - 1)
     for index in range(layers):
       self._dense(f'h{index}', features if index == 0 else units, units, act)
-    self._dense('hout', units, 2 * actions if dist == 'tanh_normal' else actions)
+    outputs = actions if self._dist is tools.OneHot else 2 * actions
+    self._dense('hout', units, outputs)
 
   def __call__(self, features):
     x = features
     for layer in self._layers.values():
       x = layer(x)
     x = tf.cast(x, tf.float32)
-    if self._dist == 'onehot':
-      return tools.OneHot(x)
+    if self._dist is tools.OneHot:
+      return self._dist(x)
     mean, std = tf.split(x, 2, -1)
     mean = self._mean_scale * tf.tanh(mean / self._mean_scale)
     std = tf.nn.softplus(std + self._raw_init_std) + self._min_std
-    return tools.TanhNormal(mean, std)
+    return self._dist(mean, std)
 
 
 def _swap(x):

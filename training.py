@@ -95,7 +95,7 @@ class Run:
         logs.Logger(self._logdir) if team.chief else logs.NoLogger()))
     self._driver = driver.Driver(
         self._envs, [config.seed, 2 * team.index], self._train_episode,
-        self._env_failed)
+        self._env_failed, self._groups)
     self._clocks = {
         'train': tools.Every(config.train_every),
         'log': tools.Every(config.log_every),
@@ -203,13 +203,7 @@ class Run:
 
   def _random_policy(self, obs, reset, state):
     del reset, state
-    rng = np.random.default_rng(
-        [self._config.seed, 2, self._own_step, self._team.index])
-    shape = len(obs['image']), self._action_dim
-    if self._config.action_dist == 'onehot':
-      choice = rng.integers(0, shape[1], shape[0])
-      return np.eye(shape[1], dtype=np.float32)[choice], None
-    return rng.uniform(-1, 1, shape).astype(np.float32), None
+    return self._agent.random_actions(len(obs['image'])), None
 
   def _train(self):
     """The updates that are due; a signal leaves the rest for later."""
@@ -254,15 +248,17 @@ class Run:
     done = [[] for _ in tasks]
     collect = driver.Driver(
         self._test_envs, [c.seed, 1, self.step],
-        lambda index, episode: done[index].append(episode), self._env_failed)
+        lambda index, episode: done[index].append(episode), self._env_failed,
+        self._groups)
 
     def policy(obs, reset, state):
       return self._agent(obs, reset, state, training=False)
 
-    while any(len(episodes) < c.eval_episodes for episodes in done):
-      collect.step(policy)
-      if self._signals.stop:
-        return
+    with contextlib.closing(collect):
+      while any(len(episodes) < c.eval_episodes for episodes in done):
+        collect.step(policy)
+        if self._signals.stop:
+          return
     self._evaluated = self.step
     for task, episodes in zip(tasks, done):
       episodes = episodes[:c.eval_episodes]
@@ -372,6 +368,11 @@ class Run:
         envs[index] = make(task, widest)
     return envs
 
+  @property
+  def _groups(self):
+    """Groups of environments; workers step one while the agent acts in two."""
+    return 1 if self._config.parallel == 'none' else 2
+
   def _match_actions(self):
     """Fits the flags to discrete actions; all tasks need actions of a kind."""
     c = self._config
@@ -479,7 +480,7 @@ class Run:
     self._check_numbers()
     own = {
         'episodes': self._replay.episodes,
-        'driver': tf.nest.map_structure(plain, self._driver.state())}
+        'driver': self._driver.state()}
     if self._team.chief:
       self._agent.save(self._checkpoint_file, keep=True, run=self._id, progress={
           **own,
@@ -562,10 +563,6 @@ def keep_lines(path, start, word):
   partial = path.with_name(f'{path.name}.tmp')
   partial.write_bytes(content[:start] + b''.join(kept))
   partial.replace(path)
-
-
-def plain(value):
-  return value.numpy() if tf.is_tensor(value) else value
 
 
 def read_config(path):

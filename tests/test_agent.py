@@ -659,49 +659,50 @@ def test_evaluation_acts_by_the_likeliest_of_samples():
   assert np.std(evaluated) == pytest.approx(0.092, abs=0.01)
 
 
-SEED = [3, 4]
+def explored(agent, action, amount):
+  return agent._explore(action, amount, np.random.default_rng(3))
 
 
 def test_additive_gaussian():
   agent = make_agent(expl='additive_gaussian')
-  action = tf.tile([[0.0, 0.5, -1.0]], [10000, 1])
-  noisy = agent._explore(action, 0.1, SEED).numpy()
+  action = np.tile(np.float32([0.0, 0.5, -1.0]), [10000, 1])
+  noisy = explored(agent, action, 0.1)
   np.testing.assert_allclose(noisy[:, :2].mean(0), [0, 0.5], atol=0.01)
   np.testing.assert_allclose(noisy[:, :2].std(0), 0.1, rtol=0.05)
   assert noisy.min() == -1
   assert (noisy[:, 2] == -1).mean() == pytest.approx(0.5, abs=0.02)
-  np.testing.assert_array_equal(agent._explore(action, 0.0, SEED), action)
+  np.testing.assert_array_equal(explored(agent, action, 0.0), action)
 
 
 def test_epsilon_greedy():
   agent = make_agent(expl='epsilon_greedy')
-  action = tf.fill([10000, ACTIONS], 0.5)
-  noisy = agent._explore(action, 0.3, SEED).numpy()
+  action = np.full([10000, ACTIONS], 0.5, np.float32)
+  noisy = explored(agent, action, 0.3)
   random = np.any(noisy != 0.5, -1)
   assert random.mean() == pytest.approx(0.3, abs=0.02)
   assert np.all(noisy[random] != 0.5)
   np.testing.assert_allclose(noisy[random].mean(), 0, atol=0.03)
   np.testing.assert_allclose(noisy[random].std(), 1 / np.sqrt(3), rtol=0.03)
-  np.testing.assert_array_equal(agent._explore(action, 0.0, SEED), action)
+  np.testing.assert_array_equal(explored(agent, action, 0.0), action)
 
 
 def test_completely_random():
   agent = make_agent(expl='completely_random')
-  action = tf.fill([10000, ACTIONS], 0.5)
-  noisy = agent._explore(action, 0.3, SEED).numpy()
+  action = np.full([10000, ACTIONS], 0.5, np.float32)
+  noisy = explored(agent, action, 0.3)
   assert np.all(noisy != 0.5)
   assert np.abs(noisy).max() <= 1
   np.testing.assert_allclose(noisy.std(0), 1 / np.sqrt(3), rtol=0.03)
   # Evaluation, whose amount is 0, stays the policy.
-  np.testing.assert_array_equal(agent._explore(action, 0.0, SEED), action)
+  np.testing.assert_array_equal(explored(agent, action, 0.0), action)
 
 
 @pytest.mark.parametrize('expl, share', [
     ('epsilon_greedy', 0.3 * 2 / 3), ('completely_random', 2 / 3)])
 def test_exploration_of_discrete_actions(expl, share):
   agent = make_agent(expl=expl, action_dist='onehot')
-  action = tf.tile([[0.0, 1.0, 0.0]], [10000, 1])
-  noisy = agent._explore(action, 0.3, SEED).numpy()
+  action = np.tile(np.float32([0.0, 1.0, 0.0]), [10000, 1])
+  noisy = explored(agent, action, 0.3)
   assert np.all(noisy.sum(-1) == 1) and np.all(noisy.max(-1) == 1)
   assert 1 - noisy[:, 1].mean() == pytest.approx(share, abs=0.02)
   assert noisy[:, 0].mean() == pytest.approx(noisy[:, 2].mean(), abs=0.02)
