@@ -2,12 +2,13 @@
 
 python3 study.py --logdir ./logdir/study --jobs 2   runs what is missing
 python3 study.py --do list                          shows every command
-python3 study.py --do collect                       copies results into --out
 python3 study.py --do draw                          figures of what --out holds
 python3 study.py --do try                           twenty minutes of transfer
 
 It may be stopped at any moment, its runs save themselves; the same command
-continues. Any of its commands may as well be typed by hand.
+continues. A run that is complete is kept in --out, from where it counts and
+its source is read: the rest may be run elsewhere. Any of its commands may as
+well be typed by hand.
 """
 
 import contextlib
@@ -69,7 +70,7 @@ def define_config():
   config = flags.Config()
   define = config.define
   define('do', 'run', 'What to do; see above.',
-         ['run', 'list', 'collect', 'draw', 'try'])
+         ['run', 'list', 'draw', 'try'])
   define('logdir', pathlib.Path('./logdir/study'), 'Where runs are, as '
          'TASK/METHOD/SEED.')
   define('out', pathlib.Path('./results'), 'Where results are kept.')
@@ -82,18 +83,16 @@ def define_config():
 
 def main(argv):
   config = define_config().command(argv, __doc__)
-  runs = all_runs(config.logdir)
+  runs = all_runs(config.logdir, config.out)
   if config.do == 'try':
     return trial(config)
   if config.do == 'draw':
     return draw(drawings(config.out))
-  if config.do == 'collect':
-    return collect(runs, config.out)
-  runs = select(runs, config.only)
+  chosen = select(runs, config.only)
   if config.do == 'run':
-    return work(runs, config)
-  for run in runs:
-    state = 'complete' if complete(run) else f'{reached(run):,}'
+    return work(chosen, config, runs)
+  for run in chosen:
+    state = 'complete' if kept(run) else f'{reached(run):,}'
     terminal.say(f'{state:>9}  {run.command}')
 
 
@@ -102,13 +101,19 @@ def main(argv):
 
 @dataclasses.dataclass(eq=False)
 class Run:
-  """A command, the log directory that it fills, and the runs that it reads."""
+  """A command, where it writes, and the runs that it reads.
+
+  `results` is what is kept of it, `file` what others start from if it is a
+  source.
+  """
 
   name: str
   logdir: pathlib.Path
+  results: pathlib.Path
   script: str
   flags: dict
   after: tuple = ()
+  file: pathlib.Path = None
 
   @property
   def words(self):
@@ -122,32 +127,36 @@ class Run:
     return shlex.join(['python3', self.script, *self.words])
 
 
-def make_run(logdir, name, script, seed, after=(), **own):
+def make_run(logdir, out, name, script, seed, after=(), file=None, **own):
   values = {**FLAGS, 'seed': seed, 'steps': STEPS, **own}
   name = f'{name}/{seed}'
-  return Run(name, logdir / name, script, values, tuple(after))
+  return Run(
+      name, logdir / name, out / 'runs' / name, script, values, tuple(after),
+      file)
 
 
-def all_runs(logdir):
+def all_runs(logdir, out):
   """The runs of the table: seed by seed, each after those that it reads."""
   runs = []
 
   def add(*args, **own):
-    runs.append(make_run(logdir, *args, **own))
+    runs.append(make_run(logdir, out, *args, **own))
     return runs[-1]
 
   for seed, earlier in SEEDS.items():
+    folder = out / 'sources' / str(earlier)
     source = add(
         'sources/multi-task', 'dreamer-multi-task.py', earlier,
-        steps=SOURCE_STEPS, **numbered('task', SOURCES))
-    frozen = dict(encoder=str(source.logdir))
+        file=folder / 'multi-task.pkl', steps=SOURCE_STEPS,
+        **numbered('task', SOURCES))
+    frozen = dict(encoder=str(source.file))
     singles = [
         add(f'{task}/frozen-autoencoder', 'dreamer-MMTL.py', earlier, [source],
-            task1=task, n_meta=0, **frozen) for task in SOURCES]
-    models = numbered('meta', [str(single.logdir) for single in singles])
+            file=folder / f'{task}.pkl', task1=task, n_meta=0, **frozen)
+        for task in SOURCES]
+    models = numbered('meta', [str(single.file) for single in singles])
     for task, factors in TARGETS.items():
-      transfer = dict(
-          task1=task, transfer=True, source=str(source.logdir))
+      transfer = dict(task1=task, transfer=True, source=str(source.file))
       add(f'{task}/scratch', 'dreamer.py', seed, task=task)
       for factor in factors:
         add(f'{task}/fractional-{factor}', 'dreamer-FTL.py', seed, [source],
@@ -193,11 +202,19 @@ def rows(path):
   return found
 
 
-def saved_flags(run):
+def saved_flags(folder):
   """The configuration in a log directory; empty if it cannot be read."""
   with contextlib.suppress(OSError, ValueError):
-    return json.loads((run.logdir / 'config.json').read_text())
+    return json.loads((folder / 'config.json').read_text())
   return {}
+
+
+def is_of(run, folder):
+  """Whether what a directory holds was made with the flags of a run."""
+  saved, expected = saved_flags(folder), {'script': run.script, **run.flags}
+  return all(
+      saved.get(key) == value for key, value in expected.items()
+      if key not in NEUTRAL)
 
 
 def reached(run, key='step'):
@@ -212,24 +229,42 @@ def complete(run):
 
   One that has other flags is not: when it is started again, it says which.
   """
-  saved = saved_flags(run)
-  expected = {'script': run.script, **run.flags}
   metrics, checkpoint = (
       run.logdir / name for name in ('metrics.jsonl', 'variables.pkl'))
   return (
-      all(saved.get(key) == value for key, value in expected.items()
-          if key not in NEUTRAL)
+      is_of(run, run.logdir)
       and reached(run, 'test/return') >= run.flags['steps']
       and checkpoint.exists()
       and checkpoint.stat().st_mtime_ns >= metrics.stat().st_mtime_ns)
 
 
+def kept(run):
+  """Whether the results hold a run, and what others start from."""
+  steps = [row['steps'] for row in rows(run.results / 'run.json')]
+  return (
+      is_of(run, run.results) and bool(steps)
+      and steps[0] >= run.flags['steps']
+      and (run.file is None or run.file.exists()))
+
+
 # Running them
 
 
-def work(runs, config):
-  """Runs what is missing, `jobs` at a time; returns the exit status."""
-  done = {run for run in runs if complete(run)}
+def work(runs, config, study=()):
+  """Runs what is missing, `jobs` at a time; returns the exit status.
+
+  The table of results has a line for each run of `study`.
+  """
+  done = set()
+
+  def finish(run):
+    if not kept(run):
+      keep(run)
+    done.add(run)
+
+  for run in runs:
+    if kept(run) or complete(run):
+      finish(run)
   waiting = [run for run in runs if run not in done]
   terminal.say(f'{len(done)} of {len(runs)} runs are complete.')
   going, failed = [], []
@@ -249,7 +284,7 @@ def work(runs, config):
           going.remove(child)
           if complete(child.run):
             word = 'done'
-            done.add(child.run)
+            finish(child.run)
           elif signals.status:
             word = 'stopped'
           else:
@@ -262,6 +297,8 @@ def work(runs, config):
     finally:
       for child in going:
         child.stop()
+      if study:
+        write_table(study, config.out)
   if signals.status:
     terminal.say('stopped; the same command continues.')
   elif failed:
@@ -346,12 +383,15 @@ def session(run):
 
 
 def commit():
-  """The commit of the code, marked if it was changed since."""
+  """The commit of the code, marked if a file of it was changed since."""
+  def git(*words):
+    return subprocess.run(
+        ['git', *words], cwd=HERE, capture_output=True, text=True)
+
   with contextlib.suppress(OSError):
-    done = subprocess.run(
-        ['git', 'describe', '--always', '--dirty', '--exclude', '*'], cwd=HERE,
-        capture_output=True, text=True)
-    return done.stdout.strip() or 'unknown'
+    name = git('rev-parse', '--short', 'HEAD').stdout.strip()
+    changed = git('diff', '--quiet', 'HEAD', '--', '*.py').returncode
+    return name and name + '-dirty' * bool(changed) or 'unknown'
   return 'unknown'
 
 
@@ -374,36 +414,31 @@ def make_directory(path):
 # Results
 
 
-def collect(runs, out):
-  """Copies what is complete, and tells how far all the runs came."""
+def write_table(runs, out):
+  """Tells of all runs how far they came."""
   table = []
   for run in runs:
-    kept = out / 'runs' / run.name
-    if complete(run):
-      keep(run, kept)
-    # What was kept before needs no log directory.
-    table += rows(kept / 'run.json') or [
+    table += rows(run.results / 'run.json') or [
         dict(run=run.name, steps=reached(run), command=run.command)]
-  count = sum('commits' in row for row in table)
-  terminal.say(f'{out} holds {count} of {len(runs)} runs.')
   make_directory(out)
   with (out / 'runs.csv').open('w', newline='') as file:
     writer = csv.DictWriter(file, max(table, key=len))
     writer.writeheader()
     writer.writerows(table)
-  for run in runs:
-    if run.flags['seed'] == next(iter(SEEDS.values())) and complete(run):
-      bundle(run, out / 'sources')
 
 
-def keep(run, target):
-  make_directory(target)
+def keep(run):
+  """Copies what is worth keeping of a complete run."""
+  make_directory(run.results)
+  if run.file:
+    bundle(run)
   for name in ('config.json', 'transfer.txt'):
     if (run.logdir / name).exists():
-      shutil.copyfile(run.logdir / name, target / name)
+      shutil.copyfile(run.logdir / name, run.results / name)
   lines = (run.logdir / 'metrics.jsonl').read_text().splitlines(keepends=True)
-  (target / 'metrics.jsonl').write_text(''.join(thinned(lines)))
-  (target / 'run.json').write_text(json.dumps(summary(run)) + '\n')
+  (run.results / 'metrics.jsonl').write_text(''.join(thinned(lines)))
+  # The last file, without which the others do not count.
+  (run.results / 'run.json').write_text(json.dumps(summary(run)) + '\n')
 
 
 def thinned(lines):
@@ -431,7 +466,7 @@ def summary(run):
 
 def random_return(run):
   """Mean return of the random actions before training, of a single task."""
-  saved = saved_flags(run)
+  saved = saved_flags(run.logdir)
   returns = [
       row['train/return'] for row in rows(run.logdir / 'metrics.jsonl')
       if 'train/return' in row and row['step'] <= saved['prefill']]
@@ -440,17 +475,18 @@ def random_return(run):
   return round(sum(returns) / len(returns), 3)
 
 
-def bundle(run, folder):
+def bundle(run):
   """Keeps of a source run what transfer needs: no optimizers, no progress."""
-  data = checkpoints.load(run.logdir / 'variables.pkl')
+  checkpoint = run.logdir / 'variables.pkl'
+  data = checkpoints.load(checkpoint)
+  make_directory(run.file.parent)
   if run.script == 'dreamer-multi-task.py':
     names = 'format', 'script', 'config', 'action_dim', 'step', 'variables'
-    checkpoints.save(
-        folder / 'multi-task.pkl', {name: data[name] for name in names})
+    checkpoints.save(run.file, {name: data[name] for name in names})
   else:
-    reward = checkpoints.module(run.logdir / 'variables.pkl', 'reward')
     checkpoints.save_module(
-        folder / f'{run.flags["task1"]}.pkl', 'reward', reward, data['config'])
+        run.file, 'reward', checkpoints.module(checkpoint, 'reward'),
+        data['config'])
 
 
 def drawings(out):
@@ -492,14 +528,17 @@ def draw(commands):
 
 def trial(config):
   """Transfer from the source of the results beside training from scratch."""
-  source = config.out / 'sources' / 'multi-task.pkl'
+  earlier = next(iter(SEEDS.values()))
+  source = config.out / 'sources' / str(earlier) / 'multi-task.pkl'
   if not source.exists():
     raise terminal.UserError(
         f'{source} is missing: it comes with the repository, or from make '
-        'study and study.py --do collect.')
+        'study.')
   logdir = config.logdir / 'try'
   runs = [
-      make_run(logdir, f'{TRIAL_TASK}/{method}', script, 0, **own, **TRIAL)
+      make_run(
+          logdir, logdir / 'results', f'{TRIAL_TASK}/{method}', script, 0,
+          **own, **TRIAL)
       for method, script, own in (
           ('scratch', 'dreamer.py', dict(task=TRIAL_TASK)),
           ('fractional', 'dreamer-FTL.py', dict(

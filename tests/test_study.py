@@ -26,17 +26,19 @@ PENDULUM, WALKER = study.SOURCES
 
 # A script that counts to its steps, and saves what it reached when stopped.
 FAKE = '''
-import json, pathlib, signal, sys, time
+import json, os, pathlib, signal, sys, time
+sys.path.append(os.getcwd())
+import checkpoints
 flags = {k[2:]: v for k, v in zip(sys.argv[1::2], sys.argv[2::2])}
 logdir = pathlib.Path(flags['logdir'])
 name = pathlib.Path(sys.argv[0]).name
 if 'source' in flags or 'encoder' in flags:
-  source = pathlib.Path(flags.get('source') or flags['encoder'])
-  assert (source / 'variables.pkl').read_text() == flags['steps'], source
+  source = flags.get('source') or flags['encoder']
+  assert str(checkpoints.load(source)['step']) == flags['steps'], source
 if name == 'dreamer.py' and flags['seed'] == FAILING:
   sys.exit('this one cannot be done')
 saved = logdir / 'variables.pkl'
-step = int(saved.read_text()) if saved.exists() else 0
+step = checkpoints.load(saved)['step'] if saved.exists() else 0
 values = {k: parse(v) for k, v in flags.items()}
 (logdir / 'config.json').write_text(json.dumps({'script': name, **values}))
 metrics = (logdir / 'metrics.jsonl').open('a')
@@ -49,11 +51,15 @@ while step < int(flags['steps']) and not stopped:
   time.sleep(PAUSE)
 if not stopped:
   print(json.dumps({'step': step, 'test/return': 1}), file=metrics, flush=True)
-saved.write_text(str(step))
+checkpoints.save(saved, {
+    'format': checkpoints.CHECKPOINT, 'script': name, 'step': step,
+    'action_dim': 1, 'config': {}, 'progress': {'seconds': 1.0},
+    'variables': {'reward/hout/bias': np.zeros(1, np.float32)}})
 sys.exit(143 if stopped else 0)
 '''
 PARSE = '''
 import ast
+import numpy as np
 def parse(text):
   try:
     return ast.literal_eval(text)
@@ -75,7 +81,7 @@ def by_name(runs):
 
 
 def test_runs_follow_from_the_table(tmp_path):
-  runs = study.all_runs(tmp_path)
+  runs = study.all_runs(tmp_path, tmp_path / 'out')
   seeds, factors = len(study.SEEDS), sum(map(len, study.TARGETS.values()))
   targets, sources = len(study.TARGETS), len(study.SOURCES)
   assert len(runs) == seeds * (
@@ -86,7 +92,10 @@ def test_runs_follow_from_the_table(tmp_path):
     read = {
         value for key, value in run.flags.items()
         if key in ('source', 'encoder', 'meta1', 'meta2')}
-    assert read == {str(other.logdir) for other in run.after}
+    assert read == {str(other.file) for other in run.after}
+    assert run.results == tmp_path / 'out' / 'runs' / run.name
+  files = [run.file for run in runs if run.file]
+  assert len(set(files)) == len(files) == seeds * (1 + sources)
   # No run starts from what was made with its own seed, and seeds stay apart.
   order = [run.flags['seed'] % 100 for run in runs]
   assert order == sorted(order)
@@ -101,7 +110,7 @@ def test_runs_follow_from_the_table(tmp_path):
 
 def test_commands_are_those_of_the_scripts(tmp_path, two_seeds):
   """Every flag exists, and the scripts take these tasks and sources."""
-  for run in study.all_runs(tmp_path):
+  for run in study.all_runs(tmp_path, tmp_path):
     if run.flags['seed'] % 100:
       continue
     script = dreamer.script_module(run.script)
@@ -114,22 +123,21 @@ def test_commands_are_those_of_the_scripts(tmp_path, two_seeds):
 
 
 def test_methods(tmp_path, two_seeds):
-  runs = by_name(study.all_runs(tmp_path))
+  runs = by_name(study.all_runs(tmp_path, tmp_path))
   grid = [
       run.flags['transfer_factor'] for name, run in runs.items()
       if name.startswith(f'{SWINGUP}/fractional') and name.endswith('/1')]
   assert grid == [0.0, 0.1, 0.2, 0.3, 0.4, 0.5]
   meta = runs[f'{CHEETAH}/meta-model/1']
   assert meta.flags['n_meta'] == 2
-  assert meta.flags['meta2'] == str(
-      tmp_path / WALKER / 'frozen-autoencoder/101')
+  assert meta.flags['meta2'] == str(tmp_path / 'sources/101' / f'{WALKER}.pkl')
   # The source has as many actions as the wider target only.
   assert 'reset' not in runs[f'{SWINGUP}/full/0'].flags
   assert runs[f'{CHEETAH}/full/0'].flags['reset'] == ''
 
 
 def test_only_takes_sources_along(tmp_path, two_seeds):
-  runs = study.all_runs(tmp_path)
+  runs = study.all_runs(tmp_path, tmp_path)
   names = [run.name for run in study.select(runs, f'{CHEETAH}/meta.*/1')]
   assert names == [
       'sources/multi-task/101', f'{PENDULUM}/frozen-autoencoder/101',
@@ -173,7 +181,7 @@ def write_run(run, lines=None, agent=None, **config):
 @pytest.fixture
 def run(tmp_path):
   return study.make_run(
-      tmp_path, 'task/scratch', 'dreamer.py', 0, task='task', steps=1000)
+      tmp_path, tmp_path / 'out', 'task/scratch', 'dreamer.py', 0, task='task', steps=1000)
 
 
 def test_complete(run):
@@ -254,8 +262,8 @@ study.HERE = pathlib.Path({str(scripts)!r})
 study.SEEDS = {{0: 100, 1: 101}}
 study.STEPS = study.SOURCE_STEPS = 20
 terminal.run(study.main)
-''', '--logdir', str(self.logdir), '--jobs', str(jobs)], cwd=ROOT, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+''', '--logdir', str(self.logdir), '--jobs', str(jobs), '--out',
+         str(folder / 'out')], cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
   def finish(self):
     output, _ = self.popen.communicate(timeout=100)
@@ -271,7 +279,7 @@ terminal.run(study.main)
 def runs(tmp_path, two_seeds, monkeypatch):
   monkeypatch.setattr(study, 'STEPS', 20)
   monkeypatch.setattr(study, 'SOURCE_STEPS', 20)
-  return study.all_runs(tmp_path / 'logdir')
+  return study.all_runs(tmp_path / 'logdir', tmp_path / 'out')
 
 
 @pytest.mark.parametrize('number, status', [
@@ -296,7 +304,8 @@ def test_stopped_study_saves_its_runs_and_continues(
   assert [run.name for run in stopped] == [
       'sources/multi-task/100', f'{SWINGUP}/scratch/0']
   saved = {
-      run: int((run.logdir / 'variables.pkl').read_text()) for run in stopped}
+      run: checkpoints.load(run.logdir / 'variables.pkl')['step']
+      for run in stopped}
   assert all(3 < step < 20 for step in saved.values())
   assert not any(map(study.complete, runs))
   if number != signal.SIGTERM:
@@ -334,7 +343,7 @@ def test_other_runs_go_on_when_one_fails(tmp_path, runs):
 def test_what_needs_a_failed_run_is_not_started(tmp_path, runs):
   source = by_name(runs)['sources/multi-task/100']
   write_run(source, [])
-  # The fake script expects a number in variables.pkl.
+  (source.logdir / 'variables.pkl').write_text('no checkpoint')
   code, output = Driver(tmp_path, jobs=6).finish()
   assert code == 1
   needing = [run for run in runs if source in run.after]
@@ -406,20 +415,20 @@ def agent_of(run, *args):
 def results(tmp_path, two_seeds, monkeypatch):
   monkeypatch.setattr(study, 'STEPS', 5000)
   monkeypatch.setattr(study, 'SOURCE_STEPS', 7000)
-  runs = study.all_runs(tmp_path / 'logdir')
+  runs = study.all_runs(tmp_path / 'logdir', tmp_path / 'results')
   for run in runs:
     agent = None
-    if run.name == 'sources/multi-task/100':
-      agent = agent_of(run, 6)
-    elif run.flags['seed'] == 100:
-      agent = agent_of(run, 6, {})
+    if run.file:
+      agent = agent_of(run, 6, *([{}] if 'frozen' in run.name else []))
     write_run(run, curve(run), agent, prefill=1000)
     session = dict(commit='abc', machine='one', command=run.command)
     (run.logdir / 'sessions.jsonl').write_text(2 * (json.dumps(session) + '\n'))
   (runs[-1].logdir / 'transfer.txt').write_text('what became of it\n')
+  assert not any(map(study.kept, runs))
   assert study.main([
-      '--do', 'collect', '--logdir', str(tmp_path / 'logdir'), '--out',
-      str(tmp_path / 'results')]) is None
+      '--logdir', str(tmp_path / 'logdir'), '--out',
+      str(tmp_path / 'results')]) == 0
+  assert all(map(study.kept, runs))
   return tmp_path / 'results', runs
 
 
@@ -428,7 +437,7 @@ def read_csv(path):
     return list(csv.DictReader(file))
 
 
-def test_collect(results):
+def test_complete_runs_are_kept(results):
   out, runs = results
   for run in runs:
     kept = out / 'runs' / run.name
@@ -446,17 +455,23 @@ def test_collect(results):
     assert row['random_return'] == ('' if 'task2' in run.flags else '5.0')
 
 
-def test_collect_keeps_what_it_has_and_shows_what_is_missing(results):
+def test_what_is_kept_needs_no_log_directory(results, tmp_path):
   out, runs = results
   before = running.content(out)
-  for path in runs[0].logdir.iterdir():
-    path.unlink()
-  study.collect(runs, out)
+  arguments = '--logdir', str(tmp_path / 'elsewhere'), '--out', str(out)
+  assert study.main(arguments) == 0
   assert running.content(out) == before
+  run = runs[-1]
+  run.flags['steps'] += 1
+  assert not study.kept(run)
+  run.flags.update(steps=run.flags['steps'] - 1, seed=5)
+  assert not study.kept(run)
+  runs[0].file.unlink()
+  assert not study.kept(runs[0])
   # A run that failed half way is in the table as well.
   (out / 'runs' / runs[1].name / 'run.json').unlink()
   write_run(runs[1], curve(runs[1])[:-2])
-  study.collect(runs, out)
+  study.write_table(runs, out)
   row = read_csv(out / 'runs.csv')[1]
   assert (row['run'], row['steps'], row['commits']) == (
       runs[1].name, '3000', '')
@@ -464,25 +479,22 @@ def test_collect_keeps_what_it_has_and_shows_what_is_missing(results):
 
 def test_sources_of_the_results_are_sources(results):
   out, runs = results
-  sources = out / 'sources'
-  assert sum(path.stat().st_size for path in sources.iterdir()) < 20e6
+  sources = out / 'sources' / '100'
+  assert sum(
+      path.stat().st_size for path in (out / 'sources').rglob('*.pkl')) < 20e6
   whole = checkpoints.load(runs[0].logdir / 'variables.pkl')['variables']
   agent = dreamer.load_agent(sources / 'multi-task.pkl')
   assert agent.script == 'dreamer-multi-task.py' and agent.action_dim == 6
 
-  def start(name, **changes):
+  def start(name):
     run = by_name(runs)[name]
-    run.flags.update(changes)
     run.logdir = out / 'new'
     script = dreamer.script_module(run.script)
     config = script.define_config().parse(run.words)
     return script.Agent.start(config, 1)
 
-  fractional = start(
-      f'{SWINGUP}/fractional-0.2/0', source=sources / 'multi-task.pkl')
-  meta = start(
-      f'{SWINGUP}/meta-model/0', encoder=sources / 'multi-task.pkl',
-      meta1=sources / f'{PENDULUM}.pkl', meta2=sources / f'{WALKER}.pkl')
+  fractional = start(f'{SWINGUP}/fractional-0.2/0')
+  meta = start(f'{SWINGUP}/meta-model/0')
   for agent in (fractional, meta):
     for name in ('encoder/h1/kernel', 'decoder/h5/bias'):
       assert np.array_equal(agent.variables[name].numpy(), whole[name])
@@ -537,7 +549,7 @@ def test_readme_tells_what_is_run():
       ', '.join(map(str, study.SEEDS.values()))):
     assert fact in text, fact
   commands = re.findall(r'^python3 (\S+\.py) (.*?)(?:  +#.*)?$', text, re.M)
-  assert len(commands) == 5
+  assert len(commands) == 4
   for script, words in commands:
     module = study if script == 'study.py' else dreamer.script_module(script)
     module.define_config().parse(shlex.split(words))
@@ -576,7 +588,7 @@ def test_study_of_real_runs(tmp_path):
   driver.terminate()
   assert driver.wait(timeout=300) == 143
   assert 0 < checkpoints.load(scratch / 'variables.pkl')['updates'] < 12
-  for words in ((), ('--do', 'collect'), ('--do', 'draw'), ('--do', 'try')):
+  for words in ((), ('--do', 'draw'), ('--do', 'try')):
     assert start(*words).wait(timeout=3000) == 0
   output = (scratch / 'output.txt').read_text()
   assert 'the same command continues' in output and 'continues at' in output
@@ -586,7 +598,7 @@ def test_study_of_real_runs(tmp_path):
     assert float(row['hours']) > 0 and row['steps'] == '600'
   for name in (
       'results/figures/targets/transfer.png', 'plots/curves.png',
-      'results/sources/multi-task.pkl'):
+      'results/sources/100/multi-task.pkl'):
     assert (tmp_path / name).exists()
   methods = {row['method'] for row in read_csv(tmp_path / 'plots/scores.csv')}
   assert methods == {'dreamer', 'FTL ω=0.2'}
