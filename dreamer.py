@@ -267,15 +267,15 @@ class Dreamer:
       state = (
           np.zeros([count, self._dynamics.feature_size], np.float32),
           np.zeros([count, self.action_dim], np.float32))
+    feat, action = state
     rng = self._numbers(training)
-    noise = [
-        rng.standard_normal(size, np.float32)
-        for size in self._noise(count, training)]
+    noise = rng.standard_normal(
+        [count, self._noise_size(training)], np.float32)
     feat, action = self._acting(training, image.dtype)(
-        image, *map(tf.convert_to_tensor, [*state, *noise]))
-    action = tf.constant(self._explore(
-        action.numpy(), self.expl_amount(training), rng))
-    return action, (feat, action)
+        image, tf.convert_to_tensor(feat),
+        tf.convert_to_tensor(np.concatenate([action, noise], 1)))
+    action = self._explore(action.numpy(), self.expl_amount(training), rng)
+    return tf.convert_to_tensor(action), (feat, action)
 
   def random_actions(self, count):
     """Actions [N, A] that depend on no observation, for before training."""
@@ -305,30 +305,31 @@ class Dreamer:
     """
     key = training, image_type
     if key not in self._graphs:
-      sizes = (
-          [None, self._dynamics.feature_size], [None, self.action_dim],
-          *self._noise(None, training))
       policy = functools.partial(self._policy, training)
       self._graphs[key] = function(policy).get_concrete_function(
           tf.TensorSpec([None, 64, 64, 3], image_type),
-          *(tf.TensorSpec(size) for size in sizes))
+          tf.TensorSpec([None, self._dynamics.feature_size]),
+          tf.TensorSpec([None, self.action_dim + self._noise_size(training)]))
     return self._graphs[key]
 
-  def _noise(self, count, training):
-    """Sizes of the noise for states and for actions."""
-    action = [count, self.action_dim]
-    if not training:  # The likeliest of several is taken.
-      action = [self._actor.samples, *action]
-    return [count, self.config.stoch_size], action
+  def _noise_size(self, training):
+    """How many normal numbers a policy takes for each environment."""
+    draws = 1 if training else self._actor.samples
+    return self.config.stoch_size + draws * self.action_dim
 
-  def _policy(self, training, image, feat, action, stoch_noise, action_noise):
-    embed = self._encode({'image': scale_image(image)})
+  def _policy(self, training, image, feat, inputs):
+    # Few arguments: to pass one takes as long as a small layer.
+    action, stoch_noise, action_noise = tf.split(
+        inputs, [self.action_dim, self.config.stoch_size, -1], 1)
     latent = self._dynamics.filter(
-        self._dynamics.from_feat(feat), action, embed, stoch_noise)
+        self._dynamics.from_feat(feat), action,
+        self._encode({'image': scale_image(image)}), stoch_noise)
     feat = self._dynamics.get_feat(latent)
     dist = self._actor(feat)
-    act = dist.sample if training else dist.mode
-    return feat, act(action_noise)
+    if training:
+      return feat, dist.sample(action_noise)
+    draws = tf.reshape(action_noise, [-1, dist.samples, self.action_dim])
+    return feat, dist.mode(tf.transpose(draws, [1, 0, 2]))
 
   def _explore(self, action, amount, rng):
     """Adds exploration of the given amount to actions [N, A]."""

@@ -1,7 +1,5 @@
 """Steps environments with a policy and collects their episodes."""
 
-import contextlib
-
 import numpy as np
 
 import terminal
@@ -9,17 +7,14 @@ import workers
 
 
 class Driver:
-  """Steps environments side by side.
-
-  With two groups of environments, one group steps while the policy decides for
-  the other; one group takes turns with the policy.
+  """Steps environments side by side, one decision of each at a time.
 
   Every episode starts from a seed of its own, and an environment repeats under
   a seed and actions. So a stopped run need not save the state of simulators:
   it saves the actions since the last reset and takes them again.
   """
 
-  def __init__(self, envs, seed, on_episode, on_failure=None, groups=1):
+  def __init__(self, envs, seed, on_episode, on_failure=None):
     """Args:
       envs: from `workers.make`.
       seed: list of numbers that the seeds of episodes are derived from.
@@ -27,7 +22,6 @@ class Driver:
         environment and a dict of arrays `[records, ...]`.
       on_failure: called as `on_failure(error)` when an environment failed and
         its unfinished episode was dropped.
-      groups: 1 or 2.
     """
     self._envs = envs
     self._seed = list(seed)
@@ -35,46 +29,33 @@ class Driver:
     self._on_failure = on_failure
     self._begun = [0] * len(envs)
     self._open = [None] * len(envs)
-    # What was asked of an environment and not answered: action and promise.
-    self._asked = [None] * len(envs)
-    self._groups = [
-        part.tolist() for part in np.array_split(
-            np.arange(len(envs)), min(groups, len(envs)))]
-    self._states = [None] * len(self._groups)
+    self._state = None
 
   @property
   def pending(self):
-    """Decisions with a result in episodes that are not finished."""
+    """Decisions taken in episodes that are not finished."""
     return sum(len(records) - 1 for records in self._open if records)
 
   def step(self, policy):
-    """One decision for every environment.
+    """One decision of every environment.
 
     `policy(obs, reset, state) -> actions, state` gets a dict of arrays
-    `[N, ...]` of a group and the bool `[N]` of environments that were just
-    reset; its state is a tuple of arrays `[N, ...]`, or None to begin with.
+    `[N, ...]` and the bool `[N]` of environments that were just reset; its
+    state is a tuple of arrays, or None to begin with.
     """
-    for number, group in enumerate(self._groups):
-      # A restart with other groups may have asked already.
-      self._answer(group)
-      reset = self._reset(group)
-      records = [self._open[index][-1] for index in group]
-      obs = {
-          'image': np.stack([record['image'] for record in records]),
-          'reward': np.array([record['reward'] for record in records])}
-      actions, self._states[number] = policy(obs, reset, self._states[number])
-      for index, action in zip(group, np.asarray(actions, np.float32)):
-        self._asked[index] = action, self._envs[index].step(action)
-      # Of two groups, the other one has been stepping meanwhile.
-      self._answer(self._groups[number - 1])
-
-  def close(self):
-    """Waits for what environments are doing, and forgets it."""
-    for index, asked in enumerate(self._asked):
-      if asked:
-        with contextlib.suppress(workers.EnvFailure):
-          asked[1]()
-      self._asked[index] = None
+    reset = self._reset()
+    records = [records[-1] for records in self._open]
+    obs = {
+        'image': np.stack([record['image'] for record in records]),
+        'reward': np.array([record['reward'] for record in records])}
+    actions, self._state = policy(obs, reset, self._state)
+    actions = np.asarray(actions, np.float32)
+    promises = [env.step(action) for env, action in zip(self._envs, actions)]
+    for index, promise in enumerate(promises):
+      try:
+        self._record(index, actions[index], promise())
+      except workers.EnvFailure as error:
+        self._failed(index, error)
 
   def state(self):
     """What a restart needs to go on at the same decision."""
@@ -84,9 +65,7 @@ class Driver:
             'action': np.stack([r['action'] for r in records]),
             'reward': np.stack([r['reward'] for r in records]),
         } for records in self._open],
-        'asked': [asked and asked[0] for asked in self._asked],
-        'policy': None if None in self._states else tuple(
-            np.concatenate(parts) for parts in zip(*self._states))}
+        'policy': self._state and tuple(map(np.asarray, self._state))}
 
   def restore(self, state, finished=()):
     """Takes the saved actions again; an episode that differs is dropped.
@@ -98,10 +77,7 @@ class Driver:
       self._begun = [max(state['begun']) + len(finished)] * len(self._envs)
       return
     self._begun = list(state['begun'])
-    if state['policy'] is not None:
-      self._states = [
-          tuple(part[group] for part in state['policy'])
-          for group in self._groups]
+    self._state = state['policy']
     for index, saved in enumerate(state['open']):
       if saved is None or any(
           begins_with(actions, saved['action']) for actions in finished):
@@ -122,34 +98,18 @@ class Driver:
             f'environment {index} did not repeat its unfinished episode '
             f'({error}): the episode is dropped.')
         self._open[index] = None
-        continue
-      action = state['asked'][index]
-      if action is not None:
-        self._asked[index] = action, self._envs[index].step(action)
 
   def skip(self, count):
     """Passes over the seeds of `count` episodes of every environment."""
     self._begun = [begun + count for begun in self._begun]
 
-  def _answer(self, group):
-    """Takes the results of what was asked of environments."""
-    for index in group:
-      if self._asked[index] is None:
-        continue
-      action, promise = self._asked[index]
-      self._asked[index] = None
-      try:
-        self._record(index, action, promise())
-      except workers.EnvFailure as error:
-        self._failed(index, error)
-
-  def _reset(self, group):
+  def _reset(self):
     """Begins an episode wherever none is open; says where."""
-    reset = np.array([self._open[index] is None for index in group])
-    while any(self._open[index] is None for index in group):
+    reset = np.array([records is None for records in self._open])
+    while any(records is None for records in self._open):
       promises = {
           index: self._begin(index)
-          for index in group if self._open[index] is None}
+          for index, records in enumerate(self._open) if records is None}
       for index, promise in promises.items():
         try:
           self._record_reset(index, promise())

@@ -346,10 +346,9 @@ def act(agent, count, calls):
 
 def collect(agent, envs, decisions):
   """Steps environments with the agent's policy, as in training."""
-  collect = driver.Driver(envs, [0], lambda index, episode: None, groups=2)
-  with contextlib.closing(collect):
-    for _ in range(decisions):
-      collect.step(agent)
+  collect = driver.Driver(envs, [0], lambda index, episode: None)
+  for _ in range(decisions):
+    collect.step(agent)
 
 
 def run_freely(envs, decisions):

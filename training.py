@@ -95,7 +95,7 @@ class Run:
         logs.Logger(self._logdir) if team.chief else logs.NoLogger()))
     self._driver = driver.Driver(
         self._envs, [config.seed, 2 * team.index], self._train_episode,
-        self._env_failed, self._groups)
+        self._env_failed)
     self._clocks = {
         'train': tools.Every(config.train_every),
         'log': tools.Every(config.log_every),
@@ -248,17 +248,15 @@ class Run:
     done = [[] for _ in tasks]
     collect = driver.Driver(
         self._test_envs, [c.seed, 1, self.step],
-        lambda index, episode: done[index].append(episode), self._env_failed,
-        self._groups)
+        lambda index, episode: done[index].append(episode), self._env_failed)
 
     def policy(obs, reset, state):
       return self._agent(obs, reset, state, training=False)
 
-    with contextlib.closing(collect):
-      while any(len(episodes) < c.eval_episodes for episodes in done):
-        collect.step(policy)
-        if self._signals.stop:
-          return
+    while any(len(episodes) < c.eval_episodes for episodes in done):
+      collect.step(policy)
+      if self._signals.stop:
+        return
     self._evaluated = self.step
     for task, episodes in zip(tasks, done):
       episodes = episodes[:c.eval_episodes]
@@ -367,11 +365,6 @@ class Run:
         envs[index].close()
         envs[index] = make(task, widest)
     return envs
-
-  @property
-  def _groups(self):
-    """Groups of environments; workers step one while the agent acts in two."""
-    return 1 if self._config.parallel == 'none' else 2
 
   def _match_actions(self):
     """Fits the flags to discrete actions; all tasks need actions of a kind."""

@@ -2,7 +2,6 @@
 
 import signal
 
-import gymnasium as gym
 import numpy as np
 import pytest
 
@@ -90,32 +89,30 @@ def test_signals_end_processes_with_everything_saved(whole, tmp_path):
     assert run.end(number) == status
 
 
-def collect(seed=0, count=2, groups=1):
+def collect(seed=0, count=2):
   """A driver of uneven environments, and the list of what it finishes."""
   envs = [
       workers.make('none', 'hooks:uneven', action_repeat=1)
       for _ in range(count)]
   finished = []
   return driver.Driver(
-      envs, [seed], lambda *episode: finished.append(episode),
-      groups=groups), finished
+      envs, [seed], lambda *episode: finished.append(episode)), finished
 
 
 def random_policy(obs, reset, state):
   """Actions from a state that counts the calls."""
-  count = np.zeros(len(reset), int) if state is None else state[0] + 1
+  count = 0 if state is None else state[0] + 1
   rng = np.random.default_rng(count)
   return rng.uniform(-1, 1, (len(reset), 1)), (count,)
 
 
-@pytest.mark.parametrize('count, groups', [(2, 1), (2, 2), (3, 2), (1, 2)])
-def test_driver_goes_on_where_it_was(count, groups):
-  whole, expected = collect(count=count, groups=groups)
-  half, before = collect(count=count, groups=groups)
+def test_driver_goes_on_where_it_was():
+  whole, expected = collect()
+  half, before = collect()
   for _ in range(33):
     whole.step(random_policy)
     half.step(random_policy)
-  again, after = collect(count=count, groups=groups)
+  again, after = collect()
   again.restore(half.state())
   assert again.pending == half.pending > 0
   for _ in range(60):
@@ -126,60 +123,6 @@ def test_driver_goes_on_where_it_was(count, groups):
     assert one == two
     assert_equal(first, second)
   assert len(expected) == len(before + after)
-
-
-def test_driver_goes_on_with_another_number_of_groups():
-  half, before = collect(count=3, groups=2)
-  for _ in range(33):
-    half.step(random_policy)
-  again, after = collect(count=3)
-  again.restore(half.state())
-  for _ in range(60):
-    again.step(random_policy)
-  # No episode was dropped: uninterrupted ones have the same lengths.
-  whole, expected = collect(count=3)
-  for _ in range(93):
-    whole.step(random_policy)
-
-  def lengths(finished):
-    return sorted((i, len(e['reward'])) for i, e in finished)
-
-  assert lengths(before + after) == lengths(expected)
-
-
-def test_driver_lets_one_group_step_while_the_other_is_decided_for():
-  events = []
-
-  class Env:
-    action_space = gym.spaces.Box(-1, 1, (1,))
-
-    def __init__(self, index):
-      self.index = index
-
-    def reset(self, seed):
-      return lambda: ({'image': self.index, 'reward': 0}, {})
-
-    def step(self, action):
-      events.append(f'begins {self.index}')
-
-      def answer():
-        events.append(f'ends {self.index}')
-        return {'image': self.index, 'reward': 0}, 0, False, False, {}
-      return answer
-
-  def policy(obs, reset, state):
-    events.append(f"decide for {obs['image'].tolist()}")
-    return np.zeros((len(reset), 1)), state
-
-  steps = driver.Driver([Env(i) for i in range(3)], [0], None, groups=2)
-  steps.step(policy)
-  steps.step(policy)
-  steps.close()
-  assert events == [
-      'decide for [0, 1]', 'begins 0', 'begins 1',
-      'decide for [2]', 'begins 2', 'ends 0', 'ends 1',
-      'decide for [0, 1]', 'begins 0', 'begins 1', 'ends 2',
-      'decide for [2]', 'begins 2', 'ends 0', 'ends 1', 'ends 2']
 
 
 def test_driver_does_not_repeat_what_was_finished_since():
