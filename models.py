@@ -100,11 +100,10 @@ class Dense(keras.layers.Dense):
 
   def call(self, x):
     x = tf.cast(x, self.compute_dtype)
-    if x.shape.rank == 2:
-      x = tf.matmul(x, self.kernel)
-    else:
-      x = tf.tensordot(x, self.kernel, 1)
-    return self.activation(convolutions.add_bias(x, self.bias))
+    # As rows all the way: so product, bias and activation are one operation.
+    rows = tf.matmul(tf.reshape(x, [-1, x.shape[-1]]), self.kernel)
+    rows = self.activation(convolutions.add_bias(rows, self.bias))
+    return tf.reshape(rows, tf.concat([tf.shape(x)[:-1], [self.units]], 0))
 
 
 class Conv(keras.layers.Conv2D):

@@ -28,9 +28,12 @@ class UnitNormal:
   def log_prob(self, value):
     # Not tfd.Normal: on images its general form costs several more passes
     # over 100 MB each.
-    terms = tf.square(tf.cast(value, tf.float32) - self._mean)
-    terms = -0.5 * terms - 0.5 * np.log(2 * np.pi)
-    return tf.reduce_sum(terms, self._axes) if self._axes else terms
+    error = tf.math.squared_difference(tf.cast(value, tf.float32), self._mean)
+    size = 1
+    if self._axes:
+      error = tf.reduce_sum(error, self._axes)
+      size = np.prod(self._mean.shape[-len(self._axes):])
+    return -0.5 * error - 0.5 * np.log(2 * np.pi) * size
 
 
 class TanhNormal:
