@@ -41,6 +41,8 @@ def define_config():
   config.define('out', pathlib.Path('bench.json'), 'File for all figures.')
   config.define('plot', '', 'Picture of how cost grows, for example '
                 'growth.png.')
+  config.define('pictures', '', 'Picture of what --render fast leaves out, for '
+                'example rendering.png.')
   config.define('only', '', f"Figures to measure: {','.join(FIGURES)}.")
   config.define('quick', False, 'Tiny sizes: shows that all works, and says '
                 'nothing about speed.')
@@ -294,6 +296,8 @@ def main(argv):
   print(f'Targets missed: {", ".join(missed) or "none"}.')
   if config.plot and result['series']:
     plot(result['series'], config.plot)
+  if config.pictures:
+    measuring.rendered().save(config.pictures)
 
 
 def isolated(name, quick):

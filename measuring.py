@@ -11,6 +11,7 @@ import sys
 import time
 
 import numpy as np
+from PIL import Image
 
 import terminal
 from backend import tf
@@ -21,6 +22,7 @@ import driver
 import replay
 import training
 import workers
+import wrappers
 
 TASK = 'HalfCheetahBulletEnv-v0'
 ACTIONS = 6
@@ -388,6 +390,21 @@ def play(env, steps):
     action = rng.uniform(-1, 1, env.action_space.shape)
     images.append(env.step(action)[0]['image'])
   return images
+
+
+def rendered(task='dmc_walker_walk', size=128):
+  """The picture of a task by default, by `--render fast`, and the difference.
+
+  Beside each other, in the size given; agents see 64 x 64.
+  """
+  pictures = []
+  for way in ('default', 'fast'):
+    with contextlib.closing(wrappers.make_env(task, render=way)) as env:
+      env.reset(seed=0)
+      pictures.append(env.render_frame(size, size))
+  default, fast = np.int16(pictures)
+  return Image.fromarray(np.concatenate(
+      [default, fast, np.abs(default - fast)], 1).astype(np.uint8))
 
 
 def draw(env, count):

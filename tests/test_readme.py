@@ -95,3 +95,28 @@ def test_table_of_learning_is_that_of_the_runs():
         if 'test/return' in line]
     first, reached = next(x for x in returns if x[1] > 0)
     assert first == int(step.replace(',', '')) and round(reached) == int(score)
+
+
+def test_speed_is_that_of_the_stored_benchmark():
+  rows = json.loads((ROOT / 'results/speed/bench.json').read_text())['rows']
+  section = README.split('## Speed')[1].split('\n## ')[0]
+  stored = {row['name']: row['value'] for row in rows}
+  shown = [
+      float(re.match('[0-9.]+', cell)[0])
+      for cell in re.findall(r'^\| [^|]+ \| ([0-9][^|]*) \|', section, re.M)]
+  expected = [
+      stored[name] for name in (
+          'update, paper', 'update, paper: floor / time',
+          'update, paper: time / sheeprl', 'command to first update',
+          'evaluations and summaries traced again', 'policy, 1 environment',
+          'policy, 8 environments in one call', 'collection / free',
+          'collection / free, at most by CPU time', 'batches, cached, one core',
+          'batches, 2,000 episodes, memory of 1 GiB',
+          'memory beyond the bound, 2,000 episodes',
+          'start with 2,000 episodes, more than with 10', 'default / fast',
+          'encoder / update', 'observe / update', 'decoder / update',
+          'reward / update', 'imagination and actor / update',
+          'value / update')]
+  np.testing.assert_allclose(shown, expected, rtol=0.025, atol=0.005)
+  for name in ('growth.png', 'rendering.png'):
+    assert f'results/speed/{name}' in section
