@@ -541,7 +541,7 @@ class Dreamer:
         for size, part in zip((c.stoch_size, self.action_dim), seeds)]
 
     def step(prev, noise):
-      # Else the way back would add up a gradient of all noise in every step.
+      # Nobody asks for gradients of noise, but the scan would add them up.
       noise = [tf.stop_gradient(part) for part in noise]
       feat = tf.stop_gradient(self._dynamics.get_feat(prev))
       action = self._actor(feat).sample(noise[1])

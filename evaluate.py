@@ -21,7 +21,6 @@ import dreamer
 import checkpoints
 import driver
 import logs
-import training
 import transfer
 import workers
 import wrappers

@@ -169,7 +169,7 @@ def draw_strip(axes, seen, shown, context):
   """Rows truth, prediction, error; columns the records `shown`."""
   rows = [seen[name][shown] for name in ROWS[:2]]
   rows.append((rows[1] - rows[0] + 1) / 2)
-  count, size = len(shown), rows[0].shape[1]
+  count = len(shown)
   axes.imshow(
       np.concatenate([np.concatenate(row, 1) for row in rows]), vmin=0, vmax=1,
       extent=(0, count, 3, 0), aspect='auto')

@@ -177,7 +177,7 @@ class RSSM(Module):
 
     def step(prev, inputs):
       embed, action, *constant = inputs
-      # Else the way back would add up gradients of all of these in every step.
+      # Nobody asks for their gradients, but the scan would add them up.
       keep, noise = [tf.stop_gradient(part) for part in constant]
       prev = {name: prev[name] * keep for name in ('stoch', 'deter')}
       return self.filter(prev, action * keep, embed, noise)

@@ -5,7 +5,6 @@ import functools
 import os
 import pickle
 import shutil
-import signal
 
 import numpy as np
 import pytest

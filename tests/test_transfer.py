@@ -8,7 +8,6 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
-import checkpoints
 import devices
 import dreamer
 import models
@@ -578,7 +577,7 @@ HOPPER, ANT, CHEETAH = (
      '--envs 2.* 3'),
     (multi, f'--task1 {HOPPER} --task2 {ANT} --transfer True',
      'dreamer-FTL.py'),
-    (multi, f'--task1 HoperBulletEnv-v0', HOPPER),
+    (multi, '--task1 HoperBulletEnv-v0', HOPPER),
     (ftl, f'--task1 {HOPPER} --envs 2', '--envs 2.* 1'),
     (ftl, f'--task1 {HOPPER} --transfer True', '--source'),
     (mmtl, f'--task1 {HOPPER} --n_meta 2 --meta1 a --meta2 b --meta3 c',
