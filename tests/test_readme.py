@@ -88,13 +88,25 @@ def test_table_of_learning_is_that_of_the_runs():
       r'^\| (\d) \| ([\d,]+) steps, [\d.]+ min \| (\d+) \|', README, re.M)
   assert len(rows) >= 3
   for seed, step, score in rows:
-    path, = (ROOT / 'results' / 'learning').glob(f'*/dreamer/{seed}')
-    returns = [
-        (line['step'], line['test/return'])
-        for line in map(json.loads, (path / 'metrics.jsonl').open())
-        if 'test/return' in line]
+    returns = evaluations(f'InvertedPendulumSwingupBulletEnv-v0/dreamer/{seed}')
     first, reached = next(x for x in returns if x[1] > 0)
     assert first == int(step.replace(',', '')) and round(reached) == int(score)
+
+
+def test_second_task_is_learned_as_the_readme_says():
+  step, = re.findall(r'from (\d+,\d+) steps on all are 1,000', README)
+  returns = evaluations('InvertedPendulumBulletEnv-v0/dreamer/0')
+  last = [score for at, score in returns if at >= int(step.replace(',', ''))]
+  assert len(last) >= 5 and min(last) == 1000
+  assert max(score for at, score in returns[:3]) < 30
+
+
+def evaluations(run):
+  """Pairs of step and return of a run in results/learning."""
+  path = ROOT / 'results' / 'learning' / run / 'metrics.jsonl'
+  return [
+      (line['step'], line['test/return'])
+      for line in map(json.loads, path.open()) if 'test/return' in line]
 
 
 def test_speed_is_that_of_the_stored_benchmark():
