@@ -40,25 +40,26 @@ SEEDS = {10: 110, 11: 111, 12: 112}
 SOURCES = 'InvertedDoublePendulumBulletEnv-v0', 'Walker2DBulletEnv-v0'
 # The factors ω of fractional transfer on each target.
 TARGETS = {
-    'InvertedPendulumSwingupBulletEnv-v0': (0.0, 0.1, 0.2, 0.3, 0.4, 0.5),
-    'HalfCheetahBulletEnv-v0': (0.0, 0.2, 0.5)}
-# All is copied, but where actions differ in number their weights stay fresh.
-# The factor has no effect here and names the method in figures.
-FULL = {
-    'InvertedPendulumSwingupBulletEnv-v0': dict(scale='', transfer_factor=1.0),
-    'HalfCheetahBulletEnv-v0': dict(reset='', scale='', transfer_factor=1.0)}
+    'InvertedPendulumBulletEnv-v0': (0.0, 0.2, 0.5),
+    'HopperBulletEnv-v0': (0.0, 0.2, 0.5)}
+# Factors that complete the grid.
+GRID = {'InvertedPendulumBulletEnv-v0': (0.1, 0.3, 0.4)}
+# All is copied, but the weights of actions and the actor's output, of which the
+# source has another number. The factor only names the method in figures.
+FULL = dict(scale='', transfer_factor=1.0)
 # Broken on purpose: the policy learns in a model whose transitions do not.
-BROKEN = {
-    'InvertedPendulumSwingupBulletEnv-v0': dict(freeze='^dynamics.(gru|img)')}
+BROKEN = {'InvertedPendulumBulletEnv-v0': dict(freeze='^dynamics.(gru|img)')}
 # Environment steps; those of the source are shared by its tasks.
-SOURCE_STEPS = 60_000
-STEPS = 40_000
+SOURCE_STEPS = 40_000
+SINGLE_STEPS = 15_000
+STEPS = 25_000
 # Of every run. With one thread it repeats bit for bit.
 FLAGS = dict(
-    preset='cpu', threads=1, prefill=1000, eval_every=2500, log_images=False)
+    preset='cpu', cnn_depth=8, deter_size=64, num_units=64, termination=True,
+    threads=1, prefill=1000, eval_every=1000, eval_episodes=2, log_images=False)
 # Of the two runs of --do try: this target, from the source in results/.
-TRIAL_TASK = 'InvertedPendulumSwingupBulletEnv-v0'
-TRIAL = dict(steps=15_000, eval_every=1000)
+TRIAL_TASK = 'InvertedPendulumBulletEnv-v0'
+TRIAL = dict(steps=80_000, eval_every=2500)
 
 HERE = pathlib.Path(__file__).parent
 # Flags that may differ from those of a run that is complete.
@@ -136,35 +137,46 @@ def make_run(logdir, out, name, script, seed, after=(), file=None, **own):
 
 
 def all_runs(logdir, out):
-  """The runs of the table: seed by seed, each after those that it reads."""
+  """The runs of the table, each after those that it reads.
+
+  Seed by seed; the grid of factors and the broken agent come last.
+  """
   runs = []
 
   def add(*args, **own):
     runs.append(make_run(logdir, out, *args, **own))
     return runs[-1]
 
+  def fractional(task, factors, seed, source):
+    for factor in factors:
+      add(f'{task}/fractional-{factor}', 'dreamer-FTL.py', seed, [source],
+          task1=task, transfer=True, source=str(source.file),
+          transfer_factor=factor)
+
+  sources = {}
   for seed, earlier in SEEDS.items():
     folder = out / 'sources' / str(earlier)
-    source = add(
+    source = sources[seed] = add(
         'sources/multi-task', 'dreamer-multi-task.py', earlier,
         file=folder / 'multi-task.pkl', steps=SOURCE_STEPS,
         **numbered('task', SOURCES))
     frozen = dict(encoder=str(source.file))
     singles = [
         add(f'{task}/frozen-autoencoder', 'dreamer-MMTL.py', earlier, [source],
-            file=folder / f'{task}.pkl', task1=task, n_meta=0, **frozen)
+            file=folder / f'{task}.pkl', task1=task, n_meta=0,
+            steps=SINGLE_STEPS, **frozen)
         for task in SOURCES]
     models = numbered('meta', [str(single.file) for single in singles])
     for task, factors in TARGETS.items():
-      transfer = dict(task1=task, transfer=True, source=str(source.file))
       add(f'{task}/scratch', 'dreamer.py', seed, task=task)
-      for factor in factors:
-        add(f'{task}/fractional-{factor}', 'dreamer-FTL.py', seed, [source],
-            **transfer, transfer_factor=factor)
-      add(f'{task}/full', 'dreamer-FTL.py', seed, [source],
-          **transfer, **FULL[task])
+      fractional(task, factors, seed, source)
+      add(f'{task}/full', 'dreamer-FTL.py', seed, [source], task1=task,
+          transfer=True, source=str(source.file), **FULL)
       add(f'{task}/meta-model', 'dreamer-MMTL.py', seed, [source, *singles],
           task1=task, n_meta=len(singles), **frozen, **models)
+  for seed, source in sources.items():
+    for task, factors in GRID.items():
+      fractional(task, factors, seed, source)
     for task, broken in BROKEN.items():
       add(f'ablation/{task}/broken', 'dreamer.py', seed, task=task, **broken)
   return runs
@@ -501,7 +513,7 @@ def drawings(out):
     return [
         '--indir', *map(str, indirs), '--outdir', str(out / 'figures' / folder),
         '--subdir', 'False', '--aggregate', 'iqm', '--bins',
-        str(FLAGS['eval_every']), *words]
+        str(max(STEPS // 10, FLAGS['eval_every'])), *words]
 
   return [
       plot('targets', [runs / task for task in TARGETS], '--transfer-report',

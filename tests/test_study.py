@@ -21,7 +21,7 @@ import study
 import terminal
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-SWINGUP, CHEETAH = study.TARGETS
+BALANCE, HOPPER = study.TARGETS
 PENDULUM, WALKER = study.SOURCES
 
 # A script that counts to its steps, and saves what it reached when stopped.
@@ -82,7 +82,10 @@ def by_name(runs):
 
 def test_runs_follow_from_the_table(tmp_path):
   runs = study.all_runs(tmp_path, tmp_path / 'out')
-  seeds, factors = len(study.SEEDS), sum(map(len, study.TARGETS.values()))
+  seeds = len(study.SEEDS)
+  factors = sum(
+      len(some) for table in (study.TARGETS, study.GRID)
+      for some in table.values())
   targets, sources = len(study.TARGETS), len(study.SOURCES)
   assert len(runs) == seeds * (
       1 + sources + targets * 3 + factors + len(study.BROKEN))
@@ -97,8 +100,10 @@ def test_runs_follow_from_the_table(tmp_path):
   files = [run.file for run in runs if run.file]
   assert len(set(files)) == len(files) == seeds * (1 + sources)
   # No run starts from what was made with its own seed, and seeds stay apart.
-  order = [run.flags['seed'] % 100 for run in runs]
-  assert order == sorted(order)
+  extra = seeds * (sum(map(len, study.GRID.values())) + len(study.BROKEN))
+  for part in runs[:-extra], runs[-extra:]:
+    order = [run.flags['seed'] % 100 for run in part]
+    assert order == sorted(order)
   for run in runs:
     of_target = 'sources' not in run.name and 'frozen' not in run.name
     assert (run.flags['seed'] in study.SEEDS) == of_target
@@ -126,22 +131,21 @@ def test_methods(tmp_path, two_seeds):
   runs = by_name(study.all_runs(tmp_path, tmp_path))
   grid = [
       run.flags['transfer_factor'] for name, run in runs.items()
-      if name.startswith(f'{SWINGUP}/fractional') and name.endswith('/1')]
-  assert grid == [0.0, 0.1, 0.2, 0.3, 0.4, 0.5]
-  meta = runs[f'{CHEETAH}/meta-model/1']
+      if name.startswith(f'{BALANCE}/fractional') and name.endswith('/1')]
+  assert sorted(grid) == [0.0, 0.1, 0.2, 0.3, 0.4, 0.5]
+  meta = runs[f'{HOPPER}/meta-model/1']
   assert meta.flags['n_meta'] == 2
   assert meta.flags['meta2'] == str(tmp_path / 'sources/101' / f'{WALKER}.pkl')
-  # The source has as many actions as the wider target only.
-  assert 'reset' not in runs[f'{SWINGUP}/full/0'].flags
-  assert runs[f'{CHEETAH}/full/0'].flags['reset'] == ''
+  for task in study.TARGETS:
+    assert runs[f'{task}/full/0'].flags['scale'] == ''
 
 
 def test_only_takes_sources_along(tmp_path, two_seeds):
   runs = study.all_runs(tmp_path, tmp_path)
-  names = [run.name for run in study.select(runs, f'{CHEETAH}/meta.*/1')]
+  names = [run.name for run in study.select(runs, f'{HOPPER}/meta.*/1')]
   assert names == [
       'sources/multi-task/101', f'{PENDULUM}/frozen-autoencoder/101',
-      f'{WALKER}/frozen-autoencoder/101', f'{CHEETAH}/meta-model/1']
+      f'{WALKER}/frozen-autoencoder/101', f'{HOPPER}/meta-model/1']
   assert study.select(runs, '') == runs
   for bad in ('nothing', '['):
     with pytest.raises(terminal.UserError, match='--only'):
@@ -260,7 +264,7 @@ for number in signal.SIGINT, signal.SIGHUP:
   signal.signal(number, signal.SIG_DFL)
 study.HERE = pathlib.Path({str(scripts)!r})
 study.SEEDS = {{0: 100, 1: 101}}
-study.STEPS = study.SOURCE_STEPS = 20
+study.STEPS = study.SINGLE_STEPS = study.SOURCE_STEPS = 20
 terminal.run(study.main)
 ''', '--logdir', str(self.logdir), '--jobs', str(jobs), '--out',
          str(folder / 'out')], cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
@@ -278,6 +282,7 @@ terminal.run(study.main)
 @pytest.fixture
 def runs(tmp_path, two_seeds, monkeypatch):
   monkeypatch.setattr(study, 'STEPS', 20)
+  monkeypatch.setattr(study, 'SINGLE_STEPS', 20)
   monkeypatch.setattr(study, 'SOURCE_STEPS', 20)
   return study.all_runs(tmp_path / 'logdir', tmp_path / 'out')
 
@@ -302,7 +307,7 @@ def test_stopped_study_saves_its_runs_and_continues(
   stopped = [run for run in runs if run.logdir.exists()]
   # The source of all transfer, and what does without it.
   assert [run.name for run in stopped] == [
-      'sources/multi-task/100', f'{SWINGUP}/scratch/0']
+      'sources/multi-task/100', f'{BALANCE}/scratch/0']
   saved = {
       run: checkpoints.load(run.logdir / 'variables.pkl')['step']
       for run in stopped}
@@ -414,6 +419,7 @@ def agent_of(run, *args):
 @pytest.fixture
 def results(tmp_path, two_seeds, monkeypatch):
   monkeypatch.setattr(study, 'STEPS', 5000)
+  monkeypatch.setattr(study, 'SINGLE_STEPS', 5000)
   monkeypatch.setattr(study, 'SOURCE_STEPS', 7000)
   runs = study.all_runs(tmp_path / 'logdir', tmp_path / 'results')
   for run in runs:
@@ -493,8 +499,8 @@ def test_sources_of_the_results_are_sources(results):
     config = script.define_config().parse(run.words)
     return script.Agent.start(config, 1)
 
-  fractional = start(f'{SWINGUP}/fractional-0.2/0')
-  meta = start(f'{SWINGUP}/meta-model/0')
+  fractional = start(f'{BALANCE}/fractional-0.2/0')
+  meta = start(f'{BALANCE}/meta-model/0')
   for agent in (fractional, meta):
     for name in ('encoder/h1/kernel', 'decoder/h5/bias'):
       assert np.array_equal(agent.variables[name].numpy(), whole[name])
@@ -528,7 +534,8 @@ def test_draw(results):
 
   rows = read_csv(figures / 'omega' / 'scores.csv')
   assert [row['method'] for row in rows] == ['dreamer'] + [
-      f'FTL ω={factor:g}' for factor in study.TARGETS[SWINGUP]]
+      f'FTL ω={factor:g}'
+      for factor in sorted(study.TARGETS[BALANCE] + study.GRID[BALANCE])]
   rows = read_csv(figures / 'broken' / 'scores.csv')
   assert [row['runs'] for row in rows] == ['2', '2']
   rows = read_csv(figures / 'sources' / 'scores.csv')
@@ -544,7 +551,7 @@ def test_readme_tells_what_is_run():
   text = (ROOT / 'results' / 'README.md').read_text()
   for fact in (
       *study.SOURCES, *study.TARGETS, f'{study.STEPS:,}',
-      f'{study.SOURCE_STEPS:,}', f'every {study.FLAGS["eval_every"]:,} steps',
+      f'{study.SOURCE_STEPS:,}', f'{study.SINGLE_STEPS:,}', f'every {study.FLAGS["eval_every"]:,} steps',
       ', '.join(map(str, study.SEEDS)),
       ', '.join(map(str, study.SEEDS.values()))):
     assert fact in text, fact
@@ -561,8 +568,9 @@ SMALL = '''
 import sys
 import study, terminal
 study.SEEDS = {0: 100}
-study.TARGETS = {study.TRIAL_TASK: (0.2,)}
-study.STEPS = study.SOURCE_STEPS = study.TRIAL['steps'] = 600
+study.TARGETS, study.GRID = {study.TRIAL_TASK: (0.2,)}, {}
+study.STEPS = study.SINGLE_STEPS = study.SOURCE_STEPS = 600
+study.TRIAL['steps'] = 600
 study.FLAGS = dict(preset='debug', threads=1, log_images=False)
 study.TRIAL['eval_every'] = study.FLAGS['eval_every'] = 200
 terminal.run(study.main)
@@ -581,7 +589,7 @@ def test_study_of_real_runs(tmp_path):
          *words], cwd=ROOT)
 
   driver = start()
-  scratch = logdir / SWINGUP / 'scratch' / '0'
+  scratch = logdir / BALANCE / 'scratch' / '0'
   while not any('model_loss' in line for line in running.lines(scratch)):
     assert driver.poll() is None
     time.sleep(0.2)
