@@ -5,14 +5,15 @@ PYTHON ?= $(firstword $(foreach name,python3.11 python3.10 python3,\
 ARGS ?=
 RUN := .venv/bin/python
 
-.PHONY: help train test slow chaos soak bench study clean
+.PHONY: help train test slow chaos soak bench study try-transfer clean
 
 help:  ## Lists the targets.
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | column -t -s $$'\t'
 
-train: .venv/ready  ## Sets up, then trains a pendulum to swing up on a CPU.
-	$(RUN) dreamer.py --preset cpu --task InvertedPendulumSwingupBulletEnv-v0 \
-	  --logdir ./logdir/swingup/dreamer/0 --steps 8e4 --eval_every 2500 $(ARGS)
+train: .venv/ready  ## Sets up, then trains a cart to balance a pole on a CPU.
+	$(RUN) dreamer.py --preset cpu --task InvertedPendulumBulletEnv-v0 \
+	  --termination True --logdir ./logdir/balance/dreamer/0 --steps 1e5 \
+	  --eval_every 2500 --eval_episodes 3 $(ARGS)
 
 test: .venv/ready-test  ## Sets up, then runs the tests (not the slow ones).
 	$(RUN) -m pytest tests -m 'not slow' --numprocesses 2 --dist loadfile $(ARGS)
@@ -31,6 +32,9 @@ bench: .venv/ready  ## Measures speed: a table, bench.json and growth.png.
 
 study: .venv/ready  ## Runs what is missing of the study in results/; may be stopped.
 	$(RUN) study.py $(ARGS)
+
+try-transfer: .venv/ready  ## Transfer from the stored source beside scratch, two curves.
+	$(RUN) study.py --do try $(ARGS)
 
 clean:  ## Removes the virtual environments.
 	rm -rf .venv .venv-sheeprl
