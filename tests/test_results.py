@@ -1,0 +1,122 @@
+"""What results/ reports is what its runs say."""
+
+import csv
+import pathlib
+import re
+
+import pytest
+
+import checkpoints
+import study
+
+ROOT = pathlib.Path(__file__).parent.parent
+RESULTS = ROOT / 'results'
+TEXT = (RESULTS / 'README.md').read_text()
+
+
+def read_csv(path):
+  with path.open() as file:
+    return list(csv.DictReader(file))
+
+
+def sections(title):
+  """The rows of the table below a heading, as lists of cells."""
+  text = TEXT.split(f'### {title}\n')[1].split('\n#')[0]
+  rows = [
+      [cell.strip() for cell in line.strip('|').split('|')]
+      for line in text.splitlines() if line.startswith('|')]
+  return rows[2:]
+
+
+@pytest.fixture
+def runs(monkeypatch):
+  monkeypatch.chdir(ROOT)
+  return study.all_runs(
+      pathlib.Path('logdir', 'study'), pathlib.Path('results'))
+
+
+def test_all_runs_of_the_table_are_reported(runs):
+  assert [run.name for run in runs if not study.kept(run)] == []
+  table = read_csv(RESULTS / 'runs.csv')
+  assert [row['run'] for row in table] == [run.name for run in runs]
+  for row, run in zip(table, runs):
+    assert row['command'] == run.command
+    # Of code that is in the repository, as it was committed.
+    assert re.fullmatch(r'[0-9a-f]{7,}( [0-9a-f]{7,})*', row['commits'])
+
+
+def test_bundle_is_small_and_has_what_transfer_reads(runs):
+  files = sorted((RESULTS / 'sources').rglob('*.pkl'))
+  assert files == sorted(ROOT / run.file for run in runs if run.file)
+  assert sum(path.stat().st_size for path in files) < 20e6
+  for run in runs:
+    if run.file and run.script == 'dreamer-multi-task.py':
+      variables = checkpoints.load(run.file)['variables']
+      assert 'actor/hout/kernel' in variables
+
+
+def test_figures_are_drawn_from_these_runs(runs, tmp_path):
+  out = tmp_path / 'results'
+  out.mkdir()
+  (out / 'runs').symlink_to(RESULTS / 'runs')
+  assert study.main(['--do', 'draw', '--out', str(out)]) == 0
+  tables = sorted((out / 'figures').rglob('*.csv'))
+  assert len(tables) == 6
+  for path in tables:
+    stored = RESULTS / path.relative_to(out)
+    assert path.read_text() == stored.read_text()
+    for ending in ('curves.png', 'curves.pdf'):
+      assert (stored.parent / ending).stat().st_size > 5000
+
+
+def test_words_follow_from_the_rule():
+  """helps, harms or undecided, as the protocol defines them."""
+  found = {
+      (row['task'], row['method']): row
+      for row in read_csv(RESULTS / 'figures' / 'targets' / 'transfer.csv')}
+  rows = sections('Does transfer help?')
+  assert len(rows) == len(found) == 10
+  for task, method, area, final, word in rows:
+    row = found[task, re.search(r'\((.*)\)|$', method)[1] or method]
+
+    def interval(name):
+      return float(row[f'{name}_low']), float(row[f'{name}_high'])
+
+    (area_low, area_high), (final_low, final_high) = map(
+        interval, ('area_ratio', 'final_difference'))
+    assert area == (
+        f'{float(row["area_ratio"]):.2f} [{area_low:.2f}, {area_high:.2f}]')
+    assert final == (
+        f'{float(row["final_difference"]):.0f} '
+        f'[{final_low:.0f}, {final_high:.0f}]')
+    if area_low > 1 and final_high >= 0:
+      assert word == 'helps'
+    elif area_high < 1 or final_high < 0:
+      assert word == 'harms'
+    else:
+      assert word == 'undecided'
+
+
+def test_levels_are_those_of_the_runs():
+  rows = sections('Does the agent learn?')
+  assert [row[0] for row in rows] == list(study.TARGETS)
+  scores = read_csv(RESULTS / 'figures' / 'targets' / 'scores.csv')
+  broken = read_csv(RESULTS / 'figures' / 'broken' / 'scores.csv')
+  for task, random, scratch, ablated in rows:
+    chance = [
+        float(row['random_return']) for row in read_csv(RESULTS / 'runs.csv')
+        if row['run'].startswith(f'{task}/scratch')]
+    assert random == f'{sum(chance) / len(chance):.0f}'
+    row, = (
+        row for row in scores
+        if row['task'] == task and row['method'] == 'dreamer')
+    assert scratch == interval_of(row)
+    if task in study.BROKEN:
+      row, = (row for row in broken if 'freeze' in row['method'])
+      assert ablated == interval_of(row)
+
+
+def interval_of(row):
+  mean, low, high = (
+      float(row[f'final{end}']) for end in ('', '_low', '_high'))
+  return f'{mean:.0f} [{low:.0f}, {high:.0f}]'
