@@ -557,8 +557,8 @@ def trial(config):
               task1=TRIAL_TASK, transfer=True, transfer_factor=0.2,
               source=str(source))))]
   return work(runs, config) or draw([[
-      '--indir', str(logdir), '--outdir', str(config.plots), '--subdir',
-      'False', '--bins', str(TRIAL['eval_every'])]])
+      '--indir', str(logdir / TRIAL_TASK), '--outdir', str(config.plots),
+      '--subdir', 'False', '--bins', str(TRIAL['eval_every'])]])
 
 
 if __name__ == '__main__':
