@@ -147,11 +147,13 @@ def all_runs(logdir, out):
     runs.append(make_run(logdir, out, *args, **own))
     return runs[-1]
 
-  def fractional(task, factors, seed, source):
+  def transfer(task, method, seed, source, **own):
+    add(f'{task}/{method}', 'dreamer-FTL.py', seed, [source], task1=task,
+        transfer=True, source=str(source.file), **own)
+
+  def fractional(task, factors, *args):
     for factor in factors:
-      add(f'{task}/fractional-{factor}', 'dreamer-FTL.py', seed, [source],
-          task1=task, transfer=True, source=str(source.file),
-          transfer_factor=factor)
+      transfer(task, f'fractional-{factor}', *args, transfer_factor=factor)
 
   sources = {}
   for seed, earlier in SEEDS.items():
@@ -170,8 +172,7 @@ def all_runs(logdir, out):
     for task, factors in TARGETS.items():
       add(f'{task}/scratch', 'dreamer.py', seed, task=task)
       fractional(task, factors, seed, source)
-      add(f'{task}/full', 'dreamer-FTL.py', seed, [source], task1=task,
-          transfer=True, source=str(source.file), **FULL)
+      transfer(task, 'full', seed, source, **FULL)
       add(f'{task}/meta-model', 'dreamer-MMTL.py', seed, [source, *singles],
           task1=task, n_meta=len(singles), **frozen, **models)
   for seed, source in sources.items():

@@ -551,7 +551,8 @@ def test_readme_tells_what_is_run():
   text = (ROOT / 'results' / 'README.md').read_text()
   for fact in (
       *study.SOURCES, *study.TARGETS, f'{study.STEPS:,}',
-      f'{study.SOURCE_STEPS:,}', f'{study.SINGLE_STEPS:,}', f'every {study.FLAGS["eval_every"]:,} steps',
+      f'{study.SOURCE_STEPS:,}', f'{study.SINGLE_STEPS:,}',
+      f'every {study.FLAGS["eval_every"]:,} steps',
       ', '.join(map(str, study.SEEDS)),
       ', '.join(map(str, study.SEEDS.values()))):
     assert fact in text, fact
