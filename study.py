@@ -52,8 +52,7 @@ BROKEN = {'InvertedPendulumBulletEnv-v0': dict(freeze='^dynamics.(gru|img)')}
 # Environment steps; those of the source are shared by its tasks.
 SOURCE_STEPS = 40_000
 SINGLE_STEPS = 15_000
-STEPS = {
-    'InvertedPendulumBulletEnv-v0': 25_000, 'HopperBulletEnv-v0': 50_000}
+STEPS = 25_000
 # Of every run. With one thread it repeats bit for bit.
 FLAGS = dict(
     preset='cpu', cnn_depth=8, deter_size=64, num_units=64, termination=True,
@@ -129,9 +128,8 @@ class Run:
     return shlex.join(['python3', self.script, *self.words])
 
 
-def make_run(
-    logdir, out, name, script, seed, after=(), file=None, *, steps, **own):
-  values = {**FLAGS, 'seed': seed, 'steps': steps, **own}
+def make_run(logdir, out, name, script, seed, after=(), file=None, **own):
+  values = {**FLAGS, 'seed': seed, 'steps': STEPS, **own}
   name = f'{name}/{seed}'
   return Run(
       name, logdir / name, out / 'runs' / name, script, values, tuple(after),
@@ -151,7 +149,7 @@ def all_runs(logdir, out):
 
   def transfer(task, method, seed, source, **own):
     add(f'{task}/{method}', 'dreamer-FTL.py', seed, [source], task1=task,
-        transfer=True, source=str(source.file), steps=STEPS[task], **own)
+        transfer=True, source=str(source.file), **own)
 
   def fractional(task, factors, *args):
     for factor in factors:
@@ -172,18 +170,16 @@ def all_runs(logdir, out):
         for task in SOURCES]
     models = numbered('meta', [str(single.file) for single in singles])
     for task, factors in TARGETS.items():
-      add(f'{task}/scratch', 'dreamer.py', seed, task=task, steps=STEPS[task])
+      add(f'{task}/scratch', 'dreamer.py', seed, task=task)
       fractional(task, factors, seed, source)
       transfer(task, 'full', seed, source, **FULL)
       add(f'{task}/meta-model', 'dreamer-MMTL.py', seed, [source, *singles],
-          task1=task, n_meta=len(singles), steps=STEPS[task], **frozen,
-          **models)
+          task1=task, n_meta=len(singles), **frozen, **models)
   for seed, source in sources.items():
     for task, factors in GRID.items():
       fractional(task, factors, seed, source)
     for task, broken in BROKEN.items():
-      add(f'ablation/{task}/broken', 'dreamer.py', seed, task=task,
-          steps=STEPS[task], **broken)
+      add(f'ablation/{task}/broken', 'dreamer.py', seed, task=task, **broken)
   return runs
 
 
@@ -518,7 +514,7 @@ def drawings(out):
     return [
         '--indir', *map(str, indirs), '--outdir', str(out / 'figures' / folder),
         '--subdir', 'False', '--aggregate', 'iqm', '--bins',
-        str(max(min(STEPS.values()) // 10, FLAGS['eval_every'])), *words]
+        str(max(STEPS // 10, FLAGS['eval_every'])), *words]
 
   return [
       plot('targets', [runs / task for task in TARGETS], '--transfer-report',
