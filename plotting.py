@@ -133,7 +133,9 @@ def save(figure, stem):
 
 
 def select(curves, args):
-  """The curves that --tasks and --methods name, tasks in the order named."""
+  """What --tasks, --methods and --until name, tasks in the order named."""
+  if args.until:
+    curves = scores.until(curves, args.until)
   tasks = matching(args.tasks, {c.task for c in curves}, '--tasks')
   methods = matching(args.methods, {c.method for c in curves}, '--methods')
   chosen = [c for task in tasks for c in curves
@@ -497,6 +499,8 @@ def parse(argv):
       help='methods to draw')
   add('--baselines', nargs='*', type=pattern, metavar='REGEX',
       help=f'published scores: all, or of {", ".join(PUBLISHED)}')
+  add('--until', type=positive, metavar='STEPS',
+      help='leave out what comes after so many steps')
   add('--bins', type=positive,
       help='steps per bin (a thirtieth of the longest run)')
   add('--aggregate', type=aggregate, default='mean', metavar='HOW',

@@ -140,6 +140,20 @@ def _tell_apart(curves):
           for key in sorted(differing[curve.method])])
 
 
+def until(curves, steps):
+  """The curves up to a number of steps; those that begin later are left out."""
+  begun = [curve for curve in curves if curve.xs[0] <= steps]
+  late = len(curves) - len(begun)
+  if not begun:
+    raise terminal.UserError(
+        f'all runs have their first value after --until {steps:g}: give a '
+        'larger one.')
+  if late:
+    terminal.warn(
+        f'left out {late} run{"s" * (late > 1)} whose first value is later.')
+  return [_cut(curve, steps) for curve in begun]
+
+
 def _log_directories(indirs):
   seen = set()
   for indir in map(pathlib.Path, indirs):

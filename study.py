@@ -52,7 +52,8 @@ BROKEN = {'InvertedPendulumBulletEnv-v0': dict(freeze='^dynamics.(gru|img)')}
 # Environment steps; those of the source are shared by its tasks.
 SOURCE_STEPS = 40_000
 SINGLE_STEPS = 15_000
-STEPS = 25_000
+STEPS = {
+    'InvertedPendulumBulletEnv-v0': 25_000, 'HopperBulletEnv-v0': 50_000}
 # Of every run. With one thread it repeats bit for bit.
 FLAGS = dict(
     preset='cpu', cnn_depth=8, deter_size=64, num_units=64, termination=True,
@@ -128,8 +129,9 @@ class Run:
     return shlex.join(['python3', self.script, *self.words])
 
 
-def make_run(logdir, out, name, script, seed, after=(), file=None, **own):
-  values = {**FLAGS, 'seed': seed, 'steps': STEPS, **own}
+def make_run(
+    logdir, out, name, script, seed, after=(), file=None, *, steps, **own):
+  values = {**FLAGS, 'seed': seed, 'steps': steps, **own}
   name = f'{name}/{seed}'
   return Run(
       name, logdir / name, out / 'runs' / name, script, values, tuple(after),
@@ -149,7 +151,7 @@ def all_runs(logdir, out):
 
   def transfer(task, method, seed, source, **own):
     add(f'{task}/{method}', 'dreamer-FTL.py', seed, [source], task1=task,
-        transfer=True, source=str(source.file), **own)
+        transfer=True, source=str(source.file), steps=STEPS[task], **own)
 
   def fractional(task, factors, *args):
     for factor in factors:
@@ -170,16 +172,18 @@ def all_runs(logdir, out):
         for task in SOURCES]
     models = numbered('meta', [str(single.file) for single in singles])
     for task, factors in TARGETS.items():
-      add(f'{task}/scratch', 'dreamer.py', seed, task=task)
+      add(f'{task}/scratch', 'dreamer.py', seed, task=task, steps=STEPS[task])
       fractional(task, factors, seed, source)
       transfer(task, 'full', seed, source, **FULL)
       add(f'{task}/meta-model', 'dreamer-MMTL.py', seed, [source, *singles],
-          task1=task, n_meta=len(singles), **frozen, **models)
+          task1=task, n_meta=len(singles), steps=STEPS[task], **frozen,
+          **models)
   for seed, source in sources.items():
     for task, factors in GRID.items():
       fractional(task, factors, seed, source)
     for task, broken in BROKEN.items():
-      add(f'ablation/{task}/broken', 'dreamer.py', seed, task=task, **broken)
+      add(f'ablation/{task}/broken', 'dreamer.py', seed, task=task,
+          steps=STEPS[task], **broken)
   return runs
 
 
@@ -509,18 +513,21 @@ def drawings(out):
   (flag, value), = changed.items()
   shared = sorted(set.intersection(*map(set, TARGETS.values())))
   factors = '|'.join(f'{factor:g}' for factor in shared)
+  least = min(STEPS.values())
+  targets = (
+      [runs / task for task in TARGETS], '--transfer-report', '--methods',
+      f'^dreamer$|ω=({factors}|1)$|^MMTL', '--labels', 'dreamer', 'Scratch',
+      'FTL ω=1', 'Full transfer', f'MMTL N={len(SOURCES)}', 'Meta-model')
 
   def plot(folder, indirs, *words):
     return [
         '--indir', *map(str, indirs), '--outdir', str(out / 'figures' / folder),
         '--subdir', 'False', '--aggregate', 'iqm', '--bins',
-        str(max(STEPS // 10, FLAGS['eval_every'])), *words]
+        str(max(least // 10, FLAGS['eval_every'])), *words]
 
   return [
-      plot('targets', [runs / task for task in TARGETS], '--transfer-report',
-           '--methods', f'^dreamer$|ω=({factors}|1)$|^MMTL', '--labels',
-           'dreamer', 'Scratch', 'FTL ω=1', 'Full transfer',
-           f'MMTL N={len(SOURCES)}', 'Meta-model'),
+      plot('targets', *targets),
+      plot('first_stage', *targets, '--until', str(least)),
       plot('omega', [runs / first], '--transfer-report', '--methods',
            '^dreamer$|ω=0'),
       plot('sources', [runs / name for name in ('sources', *SOURCES)]),

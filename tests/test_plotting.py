@@ -106,6 +106,7 @@ def test_a_bad_flag_is_one_line_and_a_status(tmp_path):
     ('--colors dreamer notacolor', 'notacolor'),
     ('--palette notacolor', 'notacolor'), ('--baselines rainbow', 'rainbow'),
     ('--subdir maybe', '--subdir'), ('--cols 0', '--cols'),
+    ('--until 0', '--until'), ('--until 1', 'larger'),
     ('--xticks 1.5', '--xticks'), ('--yaxis tset/return', 'test/return'),
     ('--transfer-report', 'scratch'), ('--indir missing', 'missing'),
     ('--wrong 1', '--wrong')])
@@ -130,6 +131,27 @@ def test_required_flags_and_a_file_as_outdir(two_tasks, tmp_path, capsys):
   file.write_text('')
   with pytest.raises(terminal.UserError, match='--outdir'):
     plotting.main(['--indir', str(two_tasks), '--outdir', str(file)])
+
+
+def test_until_is_as_if_the_runs_had_ended(tmp_path, capsys):
+  for folder, xs in (('long', STEPS), ('short', STEPS[:40])):
+    for seed in range(2):
+      write_run(
+          tmp_path / folder / 'dmc_walker_walk' / 'dreamer' / str(seed),
+          xs + seed, xs)
+  write_run(
+      tmp_path / 'long' / 'dmc_walker_walk' / 'dreamer' / '9', STEPS[50:],
+      STEPS[50:])
+  for folder, flags in (
+      ('long', ['--until', str(STEPS[39])]), ('short', [])):
+    plotting.main([
+        '--indir', str(tmp_path / folder), '--outdir', str(tmp_path / 'out'),
+        '--bins', '5e4', *flags])
+  assert '1 run' in capsys.readouterr().err
+  long, short = (
+      (tmp_path / 'out' / folder / 'scores.csv').read_text()
+      for folder in ('long', 'short'))
+  assert long == short
 
 
 def test_no_runs(tmp_path):

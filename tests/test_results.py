@@ -61,7 +61,7 @@ def test_figures_are_drawn_from_these_runs(runs, tmp_path):
   (out / 'runs').symlink_to(RESULTS / 'runs')
   assert study.main(['--do', 'draw', '--out', str(out)]) == 0
   tables = sorted((out / 'figures').rglob('*.csv'))
-  assert len(tables) == 6
+  assert len(tables) == 8
   for path in tables:
     stored = RESULTS / path.relative_to(out)
     assert path.read_text() == stored.read_text()
@@ -69,13 +69,16 @@ def test_figures_are_drawn_from_these_runs(runs, tmp_path):
       assert (stored.parent / ending).stat().st_size > 5000
 
 
-def test_words_follow_from_the_rule():
+@pytest.mark.parametrize('title, folder, number', [
+    ('Does transfer help?', 'targets', 10),
+    ('Hopper in the first stage', 'first_stage', 5)])
+def test_words_follow_from_the_rule(title, folder, number):
   """helps, harms or undecided, as the protocol defines them."""
   found = {
       (row['task'], row['method']): row
-      for row in read_csv(RESULTS / 'figures' / 'targets' / 'transfer.csv')}
-  rows = sections('Does transfer help?')
-  assert len(rows) == len(found) == 10
+      for row in read_csv(RESULTS / 'figures' / folder / 'transfer.csv')}
+  rows = sections(title)
+  assert len(rows) == number and len(found) == 10
   for task, method, area, final, word in rows:
     row = found[task, re.search(r'\((.*)\)|$', method)[1] or method]
 

@@ -264,7 +264,8 @@ for number in signal.SIGINT, signal.SIGHUP:
   signal.signal(number, signal.SIG_DFL)
 study.HERE = pathlib.Path({str(scripts)!r})
 study.SEEDS = {{0: 100, 1: 101}}
-study.STEPS = study.SINGLE_STEPS = study.SOURCE_STEPS = 20
+study.SINGLE_STEPS = study.SOURCE_STEPS = 20
+study.STEPS = dict.fromkeys(study.STEPS, 20)
 terminal.run(study.main)
 ''', '--logdir', str(self.logdir), '--jobs', str(jobs), '--out',
          str(folder / 'out')], cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
@@ -281,7 +282,7 @@ terminal.run(study.main)
 
 @pytest.fixture
 def runs(tmp_path, two_seeds, monkeypatch):
-  monkeypatch.setattr(study, 'STEPS', 20)
+  monkeypatch.setattr(study, 'STEPS', dict.fromkeys(study.STEPS, 20))
   monkeypatch.setattr(study, 'SINGLE_STEPS', 20)
   monkeypatch.setattr(study, 'SOURCE_STEPS', 20)
   return study.all_runs(tmp_path / 'logdir', tmp_path / 'out')
@@ -418,7 +419,7 @@ def agent_of(run, *args):
 
 @pytest.fixture
 def results(tmp_path, two_seeds, monkeypatch):
-  monkeypatch.setattr(study, 'STEPS', 5000)
+  monkeypatch.setattr(study, 'STEPS', dict.fromkeys(study.STEPS, 5000))
   monkeypatch.setattr(study, 'SINGLE_STEPS', 5000)
   monkeypatch.setattr(study, 'SOURCE_STEPS', 7000)
   runs = study.all_runs(tmp_path / 'logdir', tmp_path / 'results')
@@ -550,7 +551,8 @@ def test_trial_needs_the_source(tmp_path):
 def test_readme_tells_what_is_run():
   text = (ROOT / 'results' / 'README.md').read_text()
   for fact in (
-      *study.SOURCES, *study.TARGETS, f'{study.STEPS:,}',
+      *study.SOURCES, *study.TARGETS,
+      ', '.join(f'{steps:,}' for steps in study.STEPS.values()),
       f'{study.SOURCE_STEPS:,}', f'{study.SINGLE_STEPS:,}',
       f'every {study.FLAGS["eval_every"]:,} steps',
       ', '.join(map(str, study.SEEDS)),
@@ -570,7 +572,8 @@ import sys
 import study, terminal
 study.SEEDS = {0: 100}
 study.TARGETS, study.GRID = {study.TRIAL_TASK: (0.2,)}, {}
-study.STEPS = study.SINGLE_STEPS = study.SOURCE_STEPS = 600
+study.SINGLE_STEPS = study.SOURCE_STEPS = 600
+study.STEPS = {study.TRIAL_TASK: 600}
 study.TRIAL['steps'] = 600
 study.FLAGS = dict(preset='debug', threads=1, log_images=False)
 study.TRIAL['eval_every'] = study.FLAGS['eval_every'] = 200
