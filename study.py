@@ -49,6 +49,10 @@ GRID = {'InvertedPendulumBulletEnv-v0': (0.1, 0.3, 0.4)}
 FULL = dict(scale='', transfer_factor=1.0)
 # Broken on purpose: the policy learns in a model whose transitions do not.
 BROKEN = {'InvertedPendulumBulletEnv-v0': dict(freeze='^dynamics.(gru|img)')}
+# Only the autoencoder is the source's, by what is not trained of it: does it
+# harm, as meta-model transfer takes it over?
+AUTOENCODER = {'InvertedPendulumBulletEnv-v0': dict(
+    fixed='^(encoder|decoder)/', trained='')}
 # Environment steps; those of the source are shared by its tasks.
 SOURCE_STEPS = 40_000
 SINGLE_STEPS = 15_000
@@ -141,7 +145,7 @@ def make_run(
 def all_runs(logdir, out):
   """The runs of the table, each after those that it reads.
 
-  Seed by seed; the grid of factors and the broken agent come last.
+  Seed by seed; the grid of factors and what is to explain come last.
   """
   runs = []
 
@@ -149,13 +153,14 @@ def all_runs(logdir, out):
     runs.append(make_run(logdir, out, *args, **own))
     return runs[-1]
 
-  def transfer(task, method, seed, source, **own):
-    add(f'{task}/{method}', 'dreamer-FTL.py', seed, [source], task1=task,
+  def transfer(name, task, seed, source, **own):
+    add(name, 'dreamer-FTL.py', seed, [source], task1=task,
         transfer=True, source=str(source.file), steps=STEPS[task], **own)
 
   def fractional(task, factors, *args):
     for factor in factors:
-      transfer(task, f'fractional-{factor}', *args, transfer_factor=factor)
+      transfer(
+          f'{task}/fractional-{factor}', task, *args, transfer_factor=factor)
 
   sources = {}
   for seed, earlier in SEEDS.items():
@@ -174,7 +179,7 @@ def all_runs(logdir, out):
     for task, factors in TARGETS.items():
       add(f'{task}/scratch', 'dreamer.py', seed, task=task, steps=STEPS[task])
       fractional(task, factors, seed, source)
-      transfer(task, 'full', seed, source, **FULL)
+      transfer(f'{task}/full', task, seed, source, **FULL)
       add(f'{task}/meta-model', 'dreamer-MMTL.py', seed, [source, *singles],
           task1=task, n_meta=len(singles), steps=STEPS[task], **frozen,
           **models)
@@ -184,6 +189,10 @@ def all_runs(logdir, out):
     for task, broken in BROKEN.items():
       add(f'ablation/{task}/broken', 'dreamer.py', seed, task=task,
           steps=STEPS[task], **broken)
+    for task, kinds in AUTOENCODER.items():
+      for kind, freeze in kinds.items():
+        transfer(f'autoencoder/{task}/{kind}', task, seed, source, scale='',
+                 copy='^(encoder|decoder)/', freeze=freeze, transfer_factor=0.0)
   return runs
 
 
@@ -510,6 +519,7 @@ def drawings(out):
   """The arguments of plotting.py for each folder of figures."""
   runs = out / 'runs'
   first, (broken, changed) = next(iter(TARGETS)), next(iter(BROKEN.items()))
+  (puzzle, kinds), = AUTOENCODER.items()
   (flag, value), = changed.items()
   shared = sorted(set.intersection(*map(set, TARGETS.values())))
   factors = '|'.join(f'{factor:g}' for factor in shared)
@@ -533,7 +543,14 @@ def drawings(out):
       plot('sources', [runs / name for name in ('sources', *SOURCES)]),
       plot('broken', [runs / broken / 'scratch', runs / 'ablation' / broken],
            '--labels', f'dreamer {flag}=', 'Dreamer',
-           f'dreamer {flag}={value}', 'Broken on purpose')]
+           f'dreamer {flag}={value}', 'Broken on purpose'),
+      plot('autoencoder', [
+          runs / puzzle / 'scratch', runs / puzzle / 'meta-model',
+          runs / 'autoencoder' / puzzle], '--transfer-report', '--labels',
+           'dreamer', 'Scratch', f'MMTL N={len(SOURCES)}', 'Meta-model', *(
+               word for kind, freeze in kinds.items()
+               for word in (
+                   f'FTL ω=0 freeze={freeze}', f'Autoencoder, {kind}')))]
 
 
 def draw(commands):

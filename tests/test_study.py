@@ -88,7 +88,8 @@ def test_runs_follow_from_the_table(tmp_path):
       for some in table.values())
   targets, sources = len(study.TARGETS), len(study.SOURCES)
   assert len(runs) == seeds * (
-      1 + sources + targets * 3 + factors + len(study.BROKEN))
+      1 + sources + targets * 3 + factors + len(study.BROKEN) +
+      2 * len(study.AUTOENCODER))
   for index, run in enumerate(runs):
     assert run.logdir == tmp_path / run.name
     assert all(other in runs[:index] for other in run.after)
@@ -100,7 +101,9 @@ def test_runs_follow_from_the_table(tmp_path):
   files = [run.file for run in runs if run.file]
   assert len(set(files)) == len(files) == seeds * (1 + sources)
   # No run starts from what was made with its own seed, and seeds stay apart.
-  extra = seeds * (sum(map(len, study.GRID.values())) + len(study.BROKEN))
+  extra = seeds * (
+      sum(map(len, study.GRID.values())) + len(study.BROKEN) +
+      2 * len(study.AUTOENCODER))
   for part in runs[:-extra], runs[-extra:]:
     order = [run.flags['seed'] % 100 for run in part]
     assert order == sorted(order)
@@ -518,7 +521,8 @@ def test_draw(results):
   figures = out / 'figures'
   for name in (
       'targets/curves', 'targets/transfer', 'targets/all-tasks', 'omega/omega',
-      'sources/curves', 'broken/curves'):
+      'sources/curves', 'broken/curves', 'autoencoder/curves',
+      'first_stage/curves'):
     for ending in ('.png', '.pdf'):
       assert (figures / name).with_suffix(ending).stat().st_size > 5000
 
@@ -539,6 +543,10 @@ def test_draw(results):
       for factor in sorted(study.TARGETS[BALANCE] + study.GRID[BALANCE])]
   rows = read_csv(figures / 'broken' / 'scores.csv')
   assert [row['runs'] for row in rows] == ['2', '2']
+  rows = read_csv(figures / 'autoencoder' / 'scores.csv')
+  assert [row['method'] for row in rows] == [
+      'dreamer', 'FTL ω=0 freeze=', 'FTL ω=0 freeze=^(encoder|decoder)/',
+      'MMTL N=2']
   rows = read_csv(figures / 'sources' / 'scores.csv')
   assert {row['task'] for row in rows} >= set(study.SOURCES)
 
