@@ -519,15 +519,20 @@ def drawings(out):
   """The arguments of plotting.py for each folder of figures."""
   runs = out / 'runs'
   first, (broken, changed) = next(iter(TARGETS)), next(iter(BROKEN.items()))
-  (puzzle, kinds), = AUTOENCODER.items()
   (flag, value), = changed.items()
+  (puzzle, kinds), = AUTOENCODER.items()
   shared = sorted(set.intersection(*map(set, TARGETS.values())))
   factors = '|'.join(f'{factor:g}' for factor in shared)
   least = min(STEPS.values())
+  scratch = 'dreamer', 'Scratch'
+  meta = f'MMTL N={len(SOURCES)}', 'Meta-model'
+  parts = [
+      word for kind, freeze in kinds.items()
+      for word in (f'FTL ω=0 freeze={freeze}', f'Autoencoder, {kind}')]
   targets = (
       [runs / task for task in TARGETS], '--transfer-report', '--methods',
-      f'^dreamer$|ω=({factors}|1)$|^MMTL', '--labels', 'dreamer', 'Scratch',
-      'FTL ω=1', 'Full transfer', f'MMTL N={len(SOURCES)}', 'Meta-model')
+      f'^dreamer$|ω=({factors}|1)$|^MMTL', '--labels', *scratch, 'FTL ω=1',
+      'Full transfer', *meta)
 
   def plot(folder, indirs, *words):
     return [
@@ -544,13 +549,10 @@ def drawings(out):
       plot('broken', [runs / broken / 'scratch', runs / 'ablation' / broken],
            '--labels', f'dreamer {flag}=', 'Dreamer',
            f'dreamer {flag}={value}', 'Broken on purpose'),
-      plot('autoencoder', [
-          runs / puzzle / 'scratch', runs / puzzle / 'meta-model',
-          runs / 'autoencoder' / puzzle], '--transfer-report', '--labels',
-           'dreamer', 'Scratch', f'MMTL N={len(SOURCES)}', 'Meta-model', *(
-               word for kind, freeze in kinds.items()
-               for word in (
-                   f'FTL ω=0 freeze={freeze}', f'Autoencoder, {kind}')))]
+      plot('autoencoder',
+           [runs / puzzle / name for name in ('scratch', 'meta-model')] +
+           [runs / 'autoencoder' / puzzle], '--transfer-report', '--labels',
+           *scratch, *meta, *parts)]
 
 
 def draw(commands):

@@ -1,6 +1,7 @@
 """What results/ reports is what its runs say."""
 
 import csv
+import json
 import pathlib
 import re
 
@@ -61,7 +62,7 @@ def test_figures_are_drawn_from_these_runs(runs, tmp_path):
   (out / 'runs').symlink_to(RESULTS / 'runs')
   assert study.main(['--do', 'draw', '--out', str(out)]) == 0
   tables = sorted((out / 'figures').rglob('*.csv'))
-  assert len(tables) == 8
+  assert len(tables) == 10
   for path in tables:
     stored = RESULTS / path.relative_to(out)
     assert path.read_text() == stored.read_text()
@@ -71,16 +72,22 @@ def test_figures_are_drawn_from_these_runs(runs, tmp_path):
 
 @pytest.mark.parametrize('title, folder, number', [
     ('Does transfer help?', 'targets', 10),
-    ('Hopper in the first stage', 'first_stage', 5)])
+    ('Hopper in the first stage', 'first_stage', 5),
+    ('It is the fixed autoencoder', 'autoencoder', 3)])
 def test_words_follow_from_the_rule(title, folder, number):
   """helps, harms or undecided, as the protocol defines them."""
   found = {
       (row['task'], row['method']): row
       for row in read_csv(RESULTS / 'figures' / folder / 'transfer.csv')}
+  names = {
+      f'Autoencoder, {kind}': f'FTL ω=0 freeze={freeze}'
+      for kinds in study.AUTOENCODER.values() for kind, freeze in kinds.items()}
   rows = sections(title)
-  assert len(rows) == number and len(found) == 10
+  assert len(rows) == number
+  assert folder == 'first_stage' or len(found) == number
   for task, method, area, final, word in rows:
-    row = found[task, re.search(r'\((.*)\)|$', method)[1] or method]
+    method = names.get(method, re.search(r'\((.*)\)|$', method)[1] or method)
+    row = found[task, method]
 
     def interval(name):
       return float(row[f'{name}_low']), float(row[f'{name}_high'])
@@ -117,6 +124,33 @@ def test_levels_are_those_of_the_runs():
     if task in study.BROKEN:
       row, = (row for row in broken if 'freeze=^' in row['method'])
       assert ablated == interval_of(row)
+
+
+def test_wrong_signs_are_those_of_the_runs():
+  none, *rows = sections('Wrong signs')
+  learned = {row[0]: row[2] for row in sections('Does the agent learn?')}
+  tasks = list(study.TARGETS)
+  assert none[1:] == [learned[task] for task in tasks]
+  assert [row[0] for row in rows] == [
+      'image', 'reward', 'pcont', 'divergence', 'actor', 'value']
+  for term, *cells in rows:
+    for task, cell in zip(tasks, cells):
+      folder = RESULTS / 'signs' / task / term
+      config = json.loads((folder / 'config.json').read_text())
+      assert (config['term'], config['task']) == (term, task)
+      assert config['steps'] == study.STEPS[task]
+      assert study.FLAGS.items() <= config.items()
+      lines = study.rows(folder / 'metrics.jsonl')
+      last = [
+          line['test/return'] for line in lines
+          if 'test/return' in line and line['step'] > 0.9 * config['steps']]
+      if last:
+        mean = sum(last) / len(last)
+        assert cell == f'{mean:.0f}'
+        # As the protocol has it: below the interval of scratch.
+        assert mean < float(re.search(r'\[(\d+),', learned[task])[1])
+      else:
+        assert cell == f'not finite after {lines[-1]["step"]:,}'
 
 
 def interval_of(row):

@@ -566,7 +566,7 @@ def test_readme_tells_what_is_run():
       ', '.join(map(str, study.SEEDS)),
       ', '.join(map(str, study.SEEDS.values()))):
     assert fact in text, fact
-  commands = re.findall(r'^python3 (\S+\.py) (.*?)(?:  +#.*)?$', text, re.M)
+  commands = re.findall(r'^python3 ([\w-]+\.py) (.*?)(?:  +#.*)?$', text, re.M)
   assert len(commands) == 4
   for script, words in commands:
     module = study if script == 'study.py' else dreamer.script_module(script)
