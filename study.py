@@ -49,8 +49,8 @@ GRID = {'InvertedPendulumBulletEnv-v0': (0.1, 0.3, 0.4)}
 FULL = dict(scale='', transfer_factor=1.0)
 # Broken on purpose: the policy learns in a model whose transitions do not.
 BROKEN = {'InvertedPendulumBulletEnv-v0': dict(freeze='^dynamics.(gru|img)')}
-# Only the autoencoder is the source's, by what is not trained of it: does it
-# harm, as meta-model transfer takes it over?
+# Copies of the source's autoencoder alone, by what of it is not trained: is it
+# what harms in meta-model transfer?
 AUTOENCODER = {'InvertedPendulumBulletEnv-v0': dict(
     fixed='^(encoder|decoder)/', trained='')}
 # Environment steps; those of the source are shared by its tasks.

@@ -89,7 +89,7 @@ def test_runs_follow_from_the_table(tmp_path):
   targets, sources = len(study.TARGETS), len(study.SOURCES)
   assert len(runs) == seeds * (
       1 + sources + targets * 3 + factors + len(study.BROKEN) +
-      2 * len(study.AUTOENCODER))
+      sum(map(len, study.AUTOENCODER.values())))
   for index, run in enumerate(runs):
     assert run.logdir == tmp_path / run.name
     assert all(other in runs[:index] for other in run.after)
@@ -103,7 +103,7 @@ def test_runs_follow_from_the_table(tmp_path):
   # No run starts from what was made with its own seed, and seeds stay apart.
   extra = seeds * (
       sum(map(len, study.GRID.values())) + len(study.BROKEN) +
-      2 * len(study.AUTOENCODER))
+      sum(map(len, study.AUTOENCODER.values())))
   for part in runs[:-extra], runs[-extra:]:
     order = [run.flags['seed'] % 100 for run in part]
     assert order == sorted(order)

@@ -49,11 +49,11 @@ def test_one_term_has_its_sign_turned(losses, right, term):
   right, metrics = right
   wrong, _ = losses(term)
   own = metrics['div' if term == 'divergence' else f'{term}_loss']
-  assert abs(own) > 1e-3
+  assert abs(own) > 0.1
   where = term if term in ('actor', 'value') else 'model'
   for name, loss in right.items():
     assert wrong[name] == pytest.approx(
-        loss - 2 * own * (name == where), rel=1e-4), name
+        loss - 2 * own * (name == where), abs=0.01), name
 
 
 def test_these_are_all_terms(right):
@@ -61,7 +61,7 @@ def test_these_are_all_terms(right):
   assert set(losses) == {'model', 'actor', 'value'}
   parts = metrics['div'], *[
       metrics[f'{name}_loss'] for name in ('image', 'reward', 'pcont')]
-  assert losses['model'] == pytest.approx(sum(parts), rel=1e-4)
+  assert losses['model'] == pytest.approx(sum(parts), abs=0.01)
 
 
 def test_command_of_the_results(script):
