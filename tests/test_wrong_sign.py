@@ -49,7 +49,7 @@ def test_one_term_has_its_sign_turned(losses, right, term):
   right, metrics = right
   wrong, _ = losses(term)
   own = metrics['div' if term == 'divergence' else f'{term}_loss']
-  assert abs(own) > 0.1
+  assert abs(own) > 0.03  # More than the tolerance below.
   where = term if term in ('actor', 'value') else 'model'
   for name, loss in right.items():
     assert wrong[name] == pytest.approx(
