@@ -9,6 +9,7 @@ import shlex
 import numpy as np
 from PIL import Image
 
+import dreamer
 import wrappers
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -107,12 +108,32 @@ def test_make_train_learns_as_the_readme_says():
     assert max(score for _, score in returns[:3]) < 31
 
 
-def evaluations(run):
-  """Pairs of step and return of a run in results/learning."""
+def test_what_is_not_learned():
+  rows = re.findall(
+      r'^\| (\S+) \| `(--[^`]+)` \| ([\d,]+) \| (\d+) \| (\d+) \| [^|]+ \|$',
+      README, re.M)
+  folder = ROOT / 'results' / 'not_learned'
+  assert {row[0] for row in rows} == {path.name for path in folder.iterdir()}
+  for task, words, step, mean, random in rows:
+    run = folder / task / '0'
+    config = json.loads((run / 'config.json').read_text())
+    given = dreamer.define_config().parse(
+        ['--preset', 'cpu', '--task', task, *words.split()]).plain()
+    for name in ('preset', 'task', *re.findall(r'--(\w+)', words)):
+      assert config[name] == given[name]
+    returns = evaluations(run)
+    assert step == f'{returns[-1][0]:,}'
+    assert mean == f'{np.mean([score for _, score in returns[-10:]]):.0f}'
+    chance = evaluations(run, 'train/return', config['prefill'])
+    assert random == f'{np.mean([score for _, score in chance]):.0f}'
+
+
+def evaluations(run, key='test/return', until=np.inf):
+  """Pairs of step and return of a run, whose path is in results/learning."""
   path = ROOT / 'results' / 'learning' / run / 'metrics.jsonl'
   return [
-      (line['step'], line['test/return'])
-      for line in map(json.loads, path.open()) if 'test/return' in line]
+      (line['step'], line[key]) for line in map(json.loads, path.open())
+      if key in line and line['step'] <= until]
 
 
 def test_speed_is_that_of_the_stored_benchmark():
