@@ -613,7 +613,7 @@ def test_study_of_real_runs(tmp_path):
   output = (scratch / 'output.txt').read_text()
   assert 'the same command continues' in output and 'continues at' in output
   table = read_csv(tmp_path / 'results' / 'runs.csv')
-  assert len(table) == 8 and all(row['commits'] for row in table)
+  assert len(table) == 10 and all(row['commits'] for row in table)
   for row in table:
     assert float(row['hours']) > 0 and row['steps'] == '600'
   for name in (
