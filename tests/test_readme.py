@@ -84,15 +84,18 @@ def test_pictures_are_there():
 
 
 def test_swing_up_is_learned_as_the_readme_says():
-  """`| seed | step, minutes | return | … |` says what metrics.jsonl says."""
+  """`| seed | step, minutes | return | mean |` says what metrics.jsonl says."""
   rows = re.findall(
-      r'^\| (\d) \| ([\d,]+) steps, [\d.]+ min \| (\d+) \|',
+      r'^\| (\d) \| ([\d,]+) steps, [\d.]+ min \| ([\d.]+) \| (−?\d+) \|',
       README.split('first evaluation above 0')[1], re.M)
-  assert len(rows) >= 3
-  for seed, step, score in rows:
+  assert [row[0] for row in rows] == list('01234')
+  for seed, step, score, mean in rows:
     returns = evaluations(f'InvertedPendulumSwingupBulletEnv-v0/dreamer/{seed}')
     first, reached = next(x for x in returns if x[1] > 0)
-    assert first == int(step.replace(',', '')) and round(reached) == int(score)
+    digits = len(score.partition('.')[2])
+    assert f'{first:,}' == step and f'{reached:.{digits}f}' == score
+    late = np.mean([x for at, x in returns if 60000 <= at <= 82500])
+    assert f'{late:.0f}'.replace('-', '−') == mean
 
 
 def test_make_train_learns_as_the_readme_says():
