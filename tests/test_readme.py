@@ -98,6 +98,16 @@ def test_swing_up_is_learned_as_the_readme_says():
     assert f'{late:.0f}'.replace('-', '−') == mean
 
 
+def test_swing_up_goes_as_far_as_the_readme_says():
+  seed, step, mean, best = re.search(
+      r'Seed (\d) went on to ([\d,]+) steps: the mean of its last ten\s+'
+      r'evaluations is (\d+), the best (\d+)', README).groups()
+  returns = evaluations(f'InvertedPendulumSwingupBulletEnv-v0/dreamer/{seed}')
+  scores = [score for _, score in returns]
+  assert f'{returns[-1][0]:,}' == step
+  assert f'{np.mean(scores[-10:]):.0f}' == mean and f'{max(scores):.0f}' == best
+
+
 def test_make_train_learns_as_the_readme_says():
   """`| seed | step, … | mean | … |` says what metrics.jsonl says."""
   rows = re.findall(
