@@ -100,8 +100,8 @@ def test_swing_up_is_learned_as_the_readme_says():
 
 def test_swing_up_goes_as_far_as_the_readme_says():
   seed, step, mean, best = re.search(
-      r'Seed (\d) went on to ([\d,]+) steps: the mean of its last ten\s+'
-      r'evaluations is (\d+), the best (\d+)', README).groups()
+      r'Seed (\d) went on to ([\d,]+) steps: the mean of its last ten '
+      r'evaluations is (\d+), the best (\d+)', ' '.join(README.split())).groups()
   returns = evaluations(f'InvertedPendulumSwingupBulletEnv-v0/dreamer/{seed}')
   scores = [score for _, score in returns]
   assert f'{returns[-1][0]:,}' == step
