@@ -119,6 +119,14 @@ def test_make_train_learns_as_the_readme_says():
     last = np.mean([score for _, score in returns[-5:]])
     assert f'{first:,}' == step and f'{last:,.0f}' == mean
     assert max(score for _, score in returns[:3]) < 31
+  before, count, after = re.search(
+      r'Seed 0 had a mean of (\d+) over the five to 100,000 steps and of (\d+) '
+      r'over the (\d+) after', ' '.join(README.split())).group(1, 3, 2)
+  returns = evaluations('InvertedPendulumBulletEnv-v0/dreamer/0')
+  scores = [score for at, score in returns if at <= 100000]
+  later = [score for at, score in returns if at > 100000]
+  assert f'{np.mean(scores[-5:]):.0f}' == before
+  assert f'{len(later)}' == count and f'{np.mean(later):.0f}' == after
 
 
 def test_what_is_not_learned():
