@@ -28,13 +28,13 @@ soak: .venv/ready-test  ## Watches memory, files and processes of a run for an h
 	$(RUN) tests/soak.py $(ARGS)
 
 bench: .venv/ready  ## Measures speed: a table, bench.json and growth.png.
-	$(RUN) bench.py --plot growth.png $(ARGS)
+	$(RUN) -m benchmarks.bench --plot growth.png $(ARGS)
 
 study: .venv/ready  ## Runs what is missing of the study in results/; may be stopped.
-	$(RUN) study.py $(ARGS)
+	$(RUN) -m results.study $(ARGS)
 
 try-transfer: .venv/ready  ## Transfer from the stored source beside scratch, two curves.
-	$(RUN) study.py --do try $(ARGS)
+	$(RUN) -m results.study --do try $(ARGS)
 
 clean:  ## Removes the virtual environments.
 	rm -rf .venv .venv-sheeprl

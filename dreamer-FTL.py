@@ -23,8 +23,8 @@ import re
 
 import numpy as np
 
+from common import terminal
 import dreamer
-import terminal
 import transfer
 
 RULES = ('reset', 'scale', 'copy')
@@ -137,8 +137,8 @@ Agent = FractionalTransfer
 
 
 def main(argv):
-  import training
-  return training.main(
+  from runs import loop
+  return loop.main(
       argv, __doc__, define_config, Agent, transfer.tasks)
 
 

@@ -17,9 +17,9 @@ and decoder.pkl, looked for in the log directory and the one above it, and
 ./stored_meta/HalfCheetahBulletEnv-v0.pkl or just cheetah.pkl.
 """
 
+from common import terminal
 import dreamer
 import models
-import terminal
 import transfer
 
 
@@ -141,8 +141,8 @@ Agent = MetaModel
 
 
 def main(argv):
-  import training
-  return training.main(argv, __doc__, define_config, Agent, tasks)
+  from runs import loop
+  return loop.main(argv, __doc__, define_config, Agent, tasks)
 
 
 if __name__ == '__main__':

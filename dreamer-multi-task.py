@@ -20,8 +20,8 @@ start from the first: dreamer-FTL.py from all of it, dreamer-MMTL.py from its
 encoder. It may be continued with the same command.
 """
 
+from common import terminal
 import dreamer
-import terminal
 import transfer
 
 
@@ -52,8 +52,8 @@ Agent = MultiTask
 
 
 def main(argv):
-  import training
-  return training.main(argv, __doc__, define_config, Agent, tasks)
+  from runs import loop
+  return loop.main(argv, __doc__, define_config, Agent, tasks)
 
 
 if __name__ == '__main__':

@@ -13,14 +13,12 @@ import re
 
 import numpy as np
 
-import terminal
-import flags
-from backend import tf, tfd
-import checkpoints
+from common import files, flags, terminal
+from common.backend import tf, tfd
+from data import checkpoints
 import models
 import tools
 
-HERE = pathlib.Path(__file__).parent
 SCRIPTS = (
     'dreamer.py', 'dreamer-multi-task.py', 'dreamer-FTL.py', 'dreamer-MMTL.py')
 
@@ -733,7 +731,7 @@ def script_module(name):
         f'{", ".join(SCRIPTS)}.')
   if name == 'dreamer.py':
     return importlib.import_module('dreamer')
-  path = HERE / name
+  path = files.ROOT / name
   spec = importlib.util.spec_from_file_location(path.stem, path)
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
@@ -744,8 +742,8 @@ Agent = Dreamer
 
 
 def main(argv):
-  import training
-  return training.main(argv, __doc__, define_config, Dreamer)
+  from runs import loop
+  return loop.main(argv, __doc__, define_config, Dreamer)
 
 
 if __name__ == '__main__':

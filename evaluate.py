@@ -14,15 +14,11 @@ import tempfile
 
 import numpy as np
 
-import terminal
-import flags
-import devices
+from common import flags, terminal
+from data import checkpoints
 import dreamer
-import checkpoints
-import driver
-import logs
+from runs import devices, driver, logs, workers
 import transfer
-import workers
 import wrappers
 
 FPS = 20

@@ -8,9 +8,8 @@ In Python, on an agent from `dreamer.load_agent('./logdir')`, the same is
 
 import pathlib
 
-import checkpoints
-import flags
-import terminal
+from common import flags, terminal
+from data import checkpoints
 
 
 def define_config():

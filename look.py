@@ -13,12 +13,11 @@ import matplotlib
 from matplotlib import figure as mpl_figure
 import numpy as np
 
-import terminal
-import flags
-from backend import tf
+from common import flags, terminal
+from common.backend import tf
+from data import replay
 import evaluate
 import plotting
-import replay
 import transfer
 
 COLUMNS = 15

@@ -9,8 +9,8 @@ import zlib
 
 import numpy as np
 
-from backend import keras, tf, tfd
-import convolutions
+from common import convolutions
+from common.backend import keras, tf, tfd
 import tools
 
 

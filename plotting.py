@@ -18,8 +18,8 @@ from matplotlib import lines as mpl_lines
 from matplotlib import ticker as mpl_ticker
 import numpy as np
 
-import scores
-import terminal
+from analysis import scores
+from common import terminal
 
 # Okabe and Ito's and Paul Tol's colours, which colour-blind readers can tell
 # apart; without the yellows, which nobody sees on white.

@@ -7,7 +7,7 @@ import re
 
 import numpy as np
 
-from backend import keras, tf
+from common.backend import keras, tf
 
 
 class UnitNormal:

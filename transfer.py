@@ -4,9 +4,9 @@ import math
 import pathlib
 import re
 
+from common import terminal
+from data import checkpoints
 import dreamer
-import checkpoints
-import terminal
 
 MOST = 8
 STORED = pathlib.Path('stored_meta')

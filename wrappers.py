@@ -25,7 +25,7 @@ import gymnasium as gym
 from gymnasium.wrappers import TimeLimit
 import numpy as np
 
-import terminal
+from common import terminal
 
 SIZE = 64
 

@@ -11,9 +11,9 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
+from common import terminal
 import dreamer
-import terminal
-import training
+from runs import loop
 
 OF_MODEL = 'image', 'reward', 'pcont'
 
@@ -44,7 +44,7 @@ class WrongSign(dreamer.Dreamer):
 
 
 def main(argv):
-  return training.main(argv, __doc__, define_config, WrongSign)
+  return loop.main(argv, __doc__, define_config, WrongSign)
 
 
 if __name__ == '__main__':

@@ -18,8 +18,8 @@ import time
 
 import numpy as np
 
-import checkpoints
-import terminal
+from common import terminal
+from data import checkpoints
 
 MEMORY = 2 ** 30  # Bytes.
 ORACLE = pathlib.Path(__file__).parent / 'data' / 'oracle'

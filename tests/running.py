@@ -27,7 +27,7 @@ def flags(logdir, **values):
 def run(logdir, **values):
   """Runs in this process as the script would; returns the exit status."""
   import dreamer
-  import terminal
+  from common import terminal
   try:
     terminal.run(dreamer.main, flags(logdir, **values))
   except SystemExit as exit:
@@ -95,7 +95,7 @@ class Process:
     """Ids of the worker processes."""
     return [
         pid for pid, (parent, command) in processes().items()
-        if parent == self.popen.pid and 'workers.py' in command]
+        if parent == self.popen.pid and 'workers.serve' in command]
 
 
 def processes():

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from backend import tf, tfd
-import tensorflow_probability as tfp
-import checkpoints
+from common import terminal
+from common.backend import tf, tfd
+from data import checkpoints
 import dreamer
 import models
-import terminal
+import tensorflow_probability as tfp
 import tools
 
 ORACLE = pathlib.Path(__file__).parent / 'data' / 'oracle'

@@ -6,11 +6,10 @@ import math
 import pytest
 from tensorflow.python.framework import op_callbacks
 
-import terminal
-from backend import tf
-import bench
+from benchmarks import bench, measuring
+from common import terminal
+from common.backend import tf
 import dreamer
-import measuring
 
 
 class Count:

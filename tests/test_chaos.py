@@ -9,8 +9,7 @@ import time
 
 import pytest
 
-import checkpoints
-import replay
+from data import checkpoints, replay
 import running
 
 

@@ -12,9 +12,9 @@ import time
 import numpy as np
 import pytest
 
-import checkpoints
+from data import checkpoints
 import hostile
-import terminal
+from common import terminal
 from hostile import ORACLE, today
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -286,7 +286,7 @@ def test_file_systems_without_hard_links(tmp_path, monkeypatch):
 
 KILLED = '''
 import os, pathlib, sys
-import checkpoints
+from data import checkpoints
 path, point = pathlib.Path(sys.argv[1]), int(sys.argv[2])
 for step in range(2):
   checkpoints.save(path, {'step': step}, keep=True)

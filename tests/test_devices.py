@@ -8,7 +8,7 @@ import running
 # The devices of a process are fixed when TensorFlow starts.
 PROGRAM = '''
 import numpy as np
-from backend import tf
+from common.backend import tf
 import dreamer
 import running
 

@@ -14,15 +14,13 @@ import pytest
 from tensorboard.backend.event_processing import event_accumulator
 from tensorboard.util import tensor_util
 
-import terminal
+from common import terminal
+from data import checkpoints, replay
 import dreamer
-import checkpoints
 import evaluate
-import logs
 import look
-import replay
 import running
-import training
+from runs import logs, loop
 import wrappers
 
 OLD = running.ROOT / 'tests' / 'data' / 'oracle' / 'a' / 'variables.pkl'
@@ -489,7 +487,7 @@ def test_logging_costs_under_two_percent(tmp_path, monkeypatch):
   for name in ('scalars', 'video', 'text', 'flush'):
     timed(logs.Logger, name)
   timed(dreamer.Dreamer, 'open_loop')
-  training.main([
+  loop.main([
       '--preset', 'cpu', '--task', TASK, '--logdir', str(tmp_path),
       '--prefill', '1000', '--steps', '3000', '--eval_every', '1000'],
       '', dreamer.define_config, dreamer.Dreamer)

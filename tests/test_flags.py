@@ -6,9 +6,8 @@ import sys
 
 import pytest
 
+from common import flags, terminal
 import dreamer
-import flags
-import terminal
 
 ROOT = pathlib.Path(__file__).parent.parent
 

@@ -12,9 +12,9 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from backend import tf
-import logs
-import terminal
+from common import terminal
+from common.backend import tf
+from runs import logs
 
 
 def lines(path):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.special
 
-from backend import tf
+from common.backend import tf
 import dreamer
 import tools
 

@@ -16,9 +16,9 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from analysis import scores
+from common import terminal
 import plotting
-import scores
-import terminal
 
 STEPS = np.arange(1, 101) * 1e4
 
@@ -568,24 +568,24 @@ def test_step_texts():
 def test_published_data_are_copies():
   shared = ROOT.parent / 'shared' / 'scores'
   for name in ('baselines.json', 'dreamer.json'):
-    ours = (ROOT / 'baselines' / name).read_bytes()
+    ours = (ROOT / 'analysis' / 'baselines' / name).read_bytes()
     if shared.exists():
       assert ours == (shared / name).read_bytes()
-  source = (ROOT / 'baselines' / 'README.md').read_text()
+  source = (ROOT / 'analysis' / 'baselines' / 'README.md').read_text()
   assert 'danijar/dreamer' in source and 'MIT' in source
 
 
 def test_baseline_lines(two_tasks):
   figure = make(two_tasks, '--baselines')[0]['curves']
   cup, walker = figure.axes
-  published = json.loads((ROOT / 'baselines' / 'baselines.json').read_text())
+  published = json.loads((ROOT / 'analysis' / 'baselines' / 'baselines.json').read_text())
   levels = [
       line.get_ydata()[0] for line in walker.lines
       if len(line.get_xdata()) == 2]
   known = list(published['dmc_walker_walk'].values())
   assert len(levels) == 6 and set(known) < set(levels)
   runs = [run for run in json.loads(
-      (ROOT / 'baselines' / 'dreamer.json').read_text())
+      (ROOT / 'analysis' / 'baselines' / 'dreamer.json').read_text())
       if run['task'] == 'dmc_walker_walk']
   early = [dict(zip(run['xs'], run['ys']))[905000.0] for run in runs]
   late = [np.mean(run['ys'][45:]) for run in runs if len(run['ys']) == 50]

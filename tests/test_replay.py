@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 import scipy.stats
 
-import replay
-import terminal
+from data import replay
+from common import terminal
 
-ROOT = pathlib.Path(replay.__file__).parent
+ROOT = pathlib.Path(__file__).parent.parent
 
 
 def make_episode(number, records, actions=2, task=None):
@@ -156,7 +156,7 @@ WRITER = '''
 import sys
 sys.path[:0] = [{root!r}, {tests!r}]
 import numpy as np
-import replay, test_replay
+from data import replay; import test_replay
 store = replay.Replay({directory!r}, batch_size=1, batch_length=10)
 noise = np.random.default_rng(0).integers(0, 256, (900, 4, 4, 3), np.uint8)
 print('ready', flush=True)
@@ -552,7 +552,7 @@ MEASURE = '''
 import re, sys
 sys.path[:0] = [{root!r}]
 import numpy as np
-import replay
+from data import replay
 def peak():
   text = open('/proc/self/status').read()
   return int(re.search(r'VmHWM:\\s+(\\d+)', text)[1]) * 1024
@@ -657,7 +657,7 @@ def test_control_groups_bound_the_memory(tmp_path):
 HOLDER = '''
 import subprocess, sys
 sys.path[:0] = [{root!r}]
-import replay
+from data import replay
 held = replay.lock({directory!r})
 child = subprocess.Popen(['sleep', '60'], stdout=subprocess.DEVNULL)
 print(child.pid, flush=True)

@@ -7,8 +7,8 @@ import re
 
 import pytest
 
-import checkpoints
-import study
+from data import checkpoints
+from results import study
 
 ROOT = pathlib.Path(__file__).parent.parent
 RESULTS = ROOT / 'results'

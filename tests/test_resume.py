@@ -5,12 +5,10 @@ import signal
 import numpy as np
 import pytest
 
-import checkpoints
-import driver
+from data import checkpoints
 import dreamer
 import running
-import training
-import workers
+from runs import driver, loop, workers
 
 # Updates fall in the middle of episodes.
 FLAGS = dict(threads=1, time_limit=140)
@@ -34,14 +32,14 @@ def whole(tmp_path_factory):
 
 def test_stopped_run_equals_whole_run(whole, tmp_path):
   # In the middle of prefill.
-  with running.signal_at(training.Run, '_random_policy', 90):
+  with running.signal_at(loop.Run, '_random_policy', 90):
     assert running.run(tmp_path, **FLAGS) == 143
   # In an evaluation: 10 decisions of prefill are left, it takes 70.
   with running.signal_at(driver.Driver, 'step', 50):
     assert running.run(tmp_path, **FLAGS) == 143
   assert len(running.lines(tmp_path)) == 1
   # When an evaluation is reported, but no checkpoint says so.
-  with running.at_call(training.Run, '_train', 1, kill):
+  with running.at_call(loop.Run, '_train', 1, kill):
     with pytest.raises(Killed):
       running.run(tmp_path, **FLAGS)
   assert len(running.lines(tmp_path)) == 2

@@ -14,11 +14,11 @@ import time
 import numpy as np
 import pytest
 
-import checkpoints
+from data import checkpoints
 import dreamer
 import running
-import study
-import terminal
+from results import study
+from common import files, terminal
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 BALANCE, HOPPER = study.TARGETS
@@ -28,7 +28,7 @@ PENDULUM, WALKER = study.SOURCES
 FAKE = '''
 import json, os, pathlib, signal, sys, time
 sys.path.append(os.getcwd())
-import checkpoints
+from data import checkpoints
 flags = {k[2:]: v for k, v in zip(sys.argv[1::2], sys.argv[2::2])}
 logdir = pathlib.Path(flags['logdir'])
 name = pathlib.Path(sys.argv[0]).name
@@ -261,11 +261,13 @@ class Driver:
     self.logdir = folder / 'logdir'
     self.popen = subprocess.Popen(
         [sys.executable, '-c', f'''
-import pathlib, signal, study, terminal
+import pathlib, signal
+from common import files, terminal
+from results import study
 # What ran the tests may have had them ignored, as nohup does.
 for number in signal.SIGINT, signal.SIGHUP:
   signal.signal(number, signal.SIG_DFL)
-study.HERE = pathlib.Path({str(scripts)!r})
+files.ROOT = pathlib.Path({str(scripts)!r})
 study.SEEDS = {{0: 100, 1: 101}}
 study.SINGLE_STEPS = study.SOURCE_STEPS = 20
 study.STEPS = dict.fromkeys(study.STEPS, 20)
@@ -566,10 +568,12 @@ def test_readme_tells_what_is_run():
       ', '.join(map(str, study.SEEDS)),
       ', '.join(map(str, study.SEEDS.values()))):
     assert fact in text, fact
-  commands = re.findall(r'^python3 ([\w-]+\.py) (.*?)(?:  +#.*)?$', text, re.M)
+  commands = re.findall(r'^python3 (-m [\w.]+|[\w-]+\.py) (.*?)(?:  +#.*)?$', text, re.M)
   assert len(commands) == 4
   for script, words in commands:
-    module = study if script == 'study.py' else dreamer.script_module(script)
+    module = (
+        study if script == '-m results.study'
+        else dreamer.script_module(script))
     module.define_config().parse(shlex.split(words))
 
 
@@ -577,7 +581,8 @@ def test_readme_tells_what_is_run():
 
 SMALL = '''
 import sys
-import study, terminal
+from common import files, terminal
+from results import study
 study.SEEDS = {0: 100}
 study.TARGETS, study.GRID = {study.TRIAL_TASK: (0.2,)}, {}
 study.SINGLE_STEPS = study.SOURCE_STEPS = 600

@@ -11,7 +11,7 @@ import time
 import numpy as np
 import pytest
 
-import checkpoints
+from data import checkpoints
 import running
 
 # Each process takes its half of a batch; alone, one takes the whole.
@@ -19,7 +19,7 @@ PROGRAM = '''
 import pickle
 import sys
 
-import devices
+from runs import devices
 import dreamer
 import running
 

@@ -12,13 +12,13 @@ import textwrap
 
 import pytest
 
-import terminal
+from common import terminal
 
 ROOT = pathlib.Path(__file__).parent.parent
 
 
 def program(code):
-  return [sys.executable, '-c', 'import terminal\n' + textwrap.dedent(code)]
+  return [sys.executable, '-c', 'from common import terminal\n' + textwrap.dedent(code)]
 
 
 def run(code, **kwargs):
@@ -98,7 +98,7 @@ def test_arguments():
 def test_reader_that_goes_away_is_no_error():
   command = ' '.join([
       sys.executable, '-c',
-      "'import terminal; terminal.run(lambda argv: "
+      "'from common import terminal; terminal.run(lambda argv: "
       "[print(number) for number in range(100000)] and None)'"])
   done = subprocess.run(
       f'{command} | head -1', shell=True, cwd=ROOT, capture_output=True,

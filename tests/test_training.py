@@ -9,15 +9,13 @@ import shutil
 import numpy as np
 import pytest
 
-import checkpoints
+from common import terminal
+from common.backend import tf
+from data import checkpoints, replay
 import dreamer
-import replay
 import running
-import terminal
+from runs import loop, workers
 import tools
-import training
-import workers
-from backend import tf
 
 try:
   import wrappers
@@ -43,7 +41,7 @@ def copy(stopped, tmp_path):
 
 def stop_in_prefill(logdir, decisions=10, **flags):
   """Runs for some decisions more; prefill has 100."""
-  with running.signal_at(training.Run, '_random_policy', decisions):
+  with running.signal_at(loop.Run, '_random_policy', decisions):
     assert running.run(logdir, **flags) == 143
 
 
@@ -245,7 +243,7 @@ def decisions(file):
 def test_full_disk_leaves_the_last_checkpoint(copy, capfd):
   before = running.content(copy)
   (copy / 'variables.pkl.tmp').symlink_to('/dev/full')
-  with running.signal_at(training.Run, '_random_policy', 10):
+  with running.signal_at(loop.Run, '_random_policy', 10):
     assert running.run(copy) == 2
   lines = capfd.readouterr().err.splitlines()
   assert len(lines) == 1
@@ -292,7 +290,7 @@ def test_failing_environments_are_replaced(tmp_path, monkeypatch, capfd):
     assert len(episode['reward']) == 51
   assert not [
       command for parent, command in running.processes().values()
-      if parent == os.getpid() and 'workers.py' in command]
+      if parent == os.getpid() and 'workers.serve' in command]
 
 
 @pytest.mark.parametrize('parallel', ['none', 'process'])
@@ -403,7 +401,7 @@ def test_bad_variables_are_not_saved(copy, capfd, monkeypatch):
     variable.assign(variable * np.nan)
 
   monkeypatch.setattr(dreamer.Dreamer, 'restore', poisoned)
-  with running.signal_at(training.Run, '_random_policy', 5):
+  with running.signal_at(loop.Run, '_random_policy', 5):
     assert running.run(copy) == 2
   error, = capfd.readouterr().err.splitlines()
   assert 'variable actor/h0/kernel' in error

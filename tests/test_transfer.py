@@ -8,12 +8,11 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
-import devices
+from common import terminal
+from common.backend import tf
 import dreamer
 import models
-import terminal
-from backend import tf
-import training
+from runs import devices, loop
 
 multi, ftl, mmtl = (
     dreamer.script_module(f'dreamer-{name}.py')
@@ -656,7 +655,7 @@ def run_of(tmp_path, *tasks, script=multi, **values):
   names = [f'{__name__}:{task.__name__}' for task in tasks]
   with contextlib.ExitStack() as stack:
     team = devices.Team(config.batch_size)
-    run = training.Run(config, script.Agent, names, True, team, stack)
+    run = loop.Run(config, script.Agent, names, True, team, stack)
     run._phase('train', 40)
     yield run
 

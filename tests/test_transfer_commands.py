@@ -16,7 +16,7 @@ import time
 import numpy as np
 import pytest
 
-import checkpoints
+from data import checkpoints
 import dreamer
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 import running
-import terminal
-import workers
+from common import terminal
+from runs import workers
 
-ROOT = pathlib.Path(workers.__file__).parent
+ROOT = pathlib.Path(__file__).parent.parent
 KINDS = ['none', 'thread', 'process']
 REMOTE = ['thread', 'process']
 ORDERS = ['nothing', 'hang', 'crash', 'raise', 'nan', 'print', 'end', 'sleep']
@@ -324,14 +324,14 @@ def run_main(tmp_path, body):
   script = tmp_path / 'main.py'
   script.write_text(
       f'import sys\nsys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]\n'
-      f'import numpy as np, workers\n{body}')
+      f'import numpy as np\nfrom runs import workers\n{body}')
   return subprocess.Popen(
       [sys.executable, str(script)], stdout=subprocess.PIPE, text=True)
 
 
 def test_worker_never_imports_tensorflow(tmp_path):
   main = run_main(tmp_path, (
-      'import backend\n'
+      'from common import backend\n'
       'for task in ("test_workers:Spy", "HopperBulletEnv-v0"):\n'
       '  env = workers.make("process", task)\n'
       '  env.reset(0)()\n'

@@ -11,7 +11,7 @@ import numpy as np
 import pybullet
 import pytest
 
-import terminal
+from common import terminal
 import wrappers
 
 ROOT = pathlib.Path(wrappers.__file__).parent
@@ -373,7 +373,7 @@ class TestControl:
 
   def test_beside_tensorflow(self):
     script = (
-        'import backend, wrappers, numpy as np\n'
+        'from common import backend\nimport wrappers, numpy as np\n'
         'env = wrappers.make_env("dmc_walker_walk")\n'
         'a = env.reset(seed=0)[0]["image"]\n'
         'b = env.step(np.ones(6, "f"))[0]["image"]\n'
@@ -389,7 +389,7 @@ def test_opengl_that_does_not_work_is_one_line(chosen):
       'import sys\n'
       'if len(sys.argv) > 1:  # As if it were not installed.\n'
       '  sys.modules["OpenGL.GL"] = None\n'
-      'import terminal, wrappers\n'
+      'from common import terminal\nimport wrappers\n'
       'terminal.run(lambda argv: wrappers.make_env("dmc_walker_walk"))\n')
   code, out, err = run_script(
       script, 'hide', env={**os.environ, 'MUJOCO_GL': chosen})

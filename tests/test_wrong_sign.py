@@ -7,7 +7,7 @@ import shlex
 import pytest
 
 import running
-from backend import tf
+from common.backend import tf
 import dreamer
 
 TERMS = 'image', 'reward', 'pcont', 'divergence', 'actor', 'value'

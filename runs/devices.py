@@ -4,8 +4,8 @@ import contextlib
 import json
 import os
 
-import terminal
-from backend import tf
+from common import terminal
+from common.backend import tf
 
 
 class Team:

@@ -18,7 +18,7 @@ import struct
 
 import numpy as np
 
-import terminal
+from common import terminal
 
 CHECKPOINT = 'dreamer-checkpoint-1'
 MODULE = 'dreamer-module-1'

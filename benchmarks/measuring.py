@@ -12,20 +12,16 @@ import time
 import numpy as np
 from PIL import Image
 
-import terminal
-from backend import tf
-import convolutions
-import devices
+from common import convolutions, files, terminal
+from common.backend import tf
+from data import replay
 import dreamer
-import driver
-import replay
-import training
-import workers
+from runs import devices, driver, loop, workers
 import wrappers
 
 TASK = 'HalfCheetahBulletEnv-v0'
 ACTIONS = 6
-SHEEPRL = dreamer.HERE / '.venv-sheeprl'
+SHEEPRL = files.ROOT / '.venv-sheeprl'
 PACKAGES = ('torch==2.13.0', 'sheeprl==0.8.4')
 
 
@@ -159,7 +155,7 @@ def sheeprl():
     execute(sys.executable, '-m', 'venv', SHEEPRL)
   for package in PACKAGES:  # In this order: else there is another torch.
     execute(python, '-m', 'pip', 'install', '--quiet', package)
-  script = dreamer.HERE / 'tests' / 'sheeprl_step.py'
+  script = files.ROOT / 'tests' / 'sheeprl_step.py'
   with subprocess.Popen(
       [python, script], text=True, stdin=subprocess.PIPE,
       stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
@@ -285,9 +281,9 @@ def first_update(arguments):
   began = time.perf_counter()
   subprocess.run(
       [sys.executable, '-c',
-       'import measuring; measuring.run_to_first_update()',
+       'from benchmarks import measuring; measuring.run_to_first_update()',
        '--task', TASK, *arguments],
-      cwd=dreamer.HERE, check=True, stdout=subprocess.DEVNULL)
+      cwd=files.ROOT, check=True, stdout=subprocess.DEVNULL)
   return time.perf_counter() - began
 
 
@@ -325,7 +321,7 @@ def retraced(logdir):
       agents.append(self)
 
   with terminal.silence():
-    training.main([
+    loop.main([
         '--logdir', str(logdir), '--task', TASK, '--preset', 'debug'],
         '', dreamer.define_config, Watched)
   agent, = agents

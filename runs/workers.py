@@ -16,7 +16,7 @@ import threading
 import time
 import traceback
 
-import terminal
+from common import files, terminal
 import wrappers
 
 
@@ -267,6 +267,13 @@ class _Thread(_Remote):
     return 'the thread of the environment ended', ''
 
 
+# The program of a worker process, which imports this file alone and not the
+# main script.
+_BOOT = (
+    'import sys; sys.path[:0] = [sys.argv[1]]; from runs import workers; '
+    'workers.serve(int(sys.argv[2]))')
+
+
 class _Process(_Remote):
   """Answers in a process that imports this file and what it imports.
 
@@ -279,7 +286,7 @@ class _Process(_Remote):
     self._output = tempfile.TemporaryFile(buffering=0)
     with theirs:
       self._process = subprocess.Popen(
-          [sys.executable, os.path.abspath(__file__), str(theirs.fileno())],
+          [sys.executable, '-c', _BOOT, str(files.ROOT), str(theirs.fileno())],
           pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL,
           stdout=self._output, stderr=self._output, start_new_session=True)
     super().__init__(Connection(ours.detach()))
@@ -322,7 +329,7 @@ class _Process(_Remote):
     return self._output.read().decode(errors='replace').strip()
 
 
-def _main(descriptor):
+def serve(descriptor):
   """Runs a worker process at one end of a socket."""
   # The main process decides when to end, and ends this one by hanging up.
   for name in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
@@ -344,6 +351,3 @@ def _end_without_parent(descriptor, patience=5.0):
   time.sleep(patience)
   os._exit(1)
 
-
-if __name__ == '__main__':
-  _main(int(sys.argv[1]))

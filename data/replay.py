@@ -26,7 +26,7 @@ import uuid
 
 import numpy as np
 
-import terminal
+from common import terminal
 
 KEYS = ('image', 'action', 'reward', 'discount')
 NAME = re.compile(

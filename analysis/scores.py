@@ -12,7 +12,7 @@ import re
 import numpy as np
 import scipy.stats
 
-import terminal
+from common import terminal
 
 RESAMPLES = 2000
 BASELINES = pathlib.Path(__file__).parent / 'baselines'

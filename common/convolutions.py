@@ -1,6 +1,6 @@
 """Strided convolutions without padding, in the form fastest on each device."""
 
-from backend import tf
+from common.backend import tf
 
 # cuDNN is fastest with the plain operations; oneDNN and Eigen are not.
 PLAIN = bool(tf.config.list_physical_devices('GPU'))

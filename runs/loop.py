@@ -15,15 +15,11 @@ import uuid
 
 import numpy as np
 
-import terminal
-from backend import tf
-import checkpoints
-import devices
-import driver
-import logs
-import replay
+from common import terminal
+from common.backend import tf
+from data import checkpoints, replay
+from runs import devices, driver, logs, workers
 import tools
-import workers
 import wrappers
 
 # Flags that may change when a run is continued; the others define the run.

@@ -5,7 +5,7 @@ import json
 import pathlib
 import textwrap
 
-import terminal
+from common import terminal
 
 _TRUE, _FALSE = ('true', 'yes', '1'), ('false', 'no', '0')
 

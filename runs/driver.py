@@ -2,8 +2,8 @@
 
 import numpy as np
 
-import terminal
-import workers
+from common import terminal
+from runs import workers
 
 
 class Driver:

@@ -25,13 +25,12 @@ import time
 
 import numpy as np
 
-import terminal
-import flags
+from benchmarks import measuring
+from benchmarks.measuring import alternately, make_agent, random_batch
+from common import files, flags, terminal
+from data import replay
 import dreamer
-import measuring
-from measuring import alternately, make_agent, random_batch
-import replay
-import workers
+from runs import workers
 import wrappers
 
 
@@ -329,7 +328,7 @@ def describe():
   """What the figures depend on."""
   cpu = pathlib.Path('/proc/cpuinfo').read_text().partition('model name')[2]
   commit = subprocess.run(
-      ['git', 'describe', '--always', '--dirty'], cwd=dreamer.HERE, text=True,
+      ['git', 'describe', '--always', '--dirty'], cwd=files.ROOT, text=True,
       capture_output=True).stdout.strip()
   packages = ('tensorflow', 'numpy', 'pybullet', 'mujoco', 'dm_control')
   return {

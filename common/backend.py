@@ -7,7 +7,7 @@ import os
 import sys
 import warnings
 
-import terminal
+from common import terminal
 
 # TensorFlow 2.20 and 2.21 load their library with global symbols, which makes
 # Mesa's software OpenGL (dm_control on a machine without a GPU) crash in the

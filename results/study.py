@@ -1,9 +1,9 @@
 """Runs the small study of transfer that results/ reports: a table of commands.
 
-python3 study.py --logdir ./logdir/study --jobs 2   runs what is missing
-python3 study.py --do list                          shows every command
-python3 study.py --do draw                          figures of what --out holds
-python3 study.py --do try                           twenty minutes of transfer
+python3 -m results.study --logdir ./logdir/study --jobs 2   runs what is missing
+python3 -m results.study --do list                          shows every command
+python3 -m results.study --do draw                          figures of what --out holds
+python3 -m results.study --do try                           twenty minutes of transfer
 
 It may be stopped at any moment, its runs save themselves; the same command
 continues. A run that is complete is kept in --out, from where it counts and
@@ -26,10 +26,8 @@ import subprocess
 import sys
 import time
 
-import checkpoints
-import flags
-import replay
-import terminal
+from common import files, flags, terminal
+from data import checkpoints, replay
 
 # The study: all commands, their order and the figures follow from this table.
 
@@ -66,7 +64,6 @@ FLAGS = dict(
 TRIAL_TASK = 'InvertedPendulumBulletEnv-v0'
 TRIAL = dict(steps=60_000, eval_every=2500)
 
-HERE = pathlib.Path(__file__).parent
 # Flags that may differ from those of a run that is complete.
 NEUTRAL = 'steps', 'threads', 'eval_every', 'log_images'
 AGENT_LINES = 200  # that are kept of a run's metrics.jsonl
@@ -348,7 +345,7 @@ class Child:
     # would keep it from saving.
     with self._output.open('ab') as file:
       self._process = subprocess.Popen(
-          [sys.executable, str(HERE / run.script), *run.words],
+          [sys.executable, str(files.ROOT / run.script), *run.words],
           stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT,
           start_new_session=True)
 
@@ -412,7 +409,7 @@ def commit():
   """The commit of the code, marked if a file of it was changed since."""
   def git(*words):
     return subprocess.run(
-        ['git', *words], cwd=HERE, capture_output=True, text=True)
+        ['git', *words], cwd=files.ROOT, capture_output=True, text=True)
 
   with contextlib.suppress(OSError):
     name = git('rev-parse', '--short', 'HEAD').stdout.strip()
@@ -561,7 +558,7 @@ def draw(commands):
   for words in commands:
     terminal.say('\n' + shlex.join(['python3', 'plotting.py', *words]))
     statuses.append(subprocess.run(
-        [sys.executable, str(HERE / 'plotting.py'), *words]).returncode)
+        [sys.executable, str(files.ROOT / 'plotting.py'), *words]).returncode)
   return max(statuses)
 
 

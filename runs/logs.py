@@ -8,8 +8,8 @@ import os
 import numpy as np
 from PIL import Image
 
-from backend import tf
-import terminal
+from common import terminal
+from common.backend import tf
 
 
 class Logger:

@@ -1,0 +1,1 @@
+"""What lies on disk: episodes, checkpoints and module files."""

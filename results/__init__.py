@@ -1,0 +1,1 @@
+"""The study of transfer: its commands, runs, figures and findings."""
