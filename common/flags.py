@@ -18,7 +18,8 @@ class Config:
   """
 
   def __init__(self):
-    vars(self).update(_values={}, _flags={}, _presets={}, _headings={})
+    vars(self).update(
+        _values={}, _flags={}, _presets={}, _headings={}, _given=set())
 
   def heading(self, text):
     """Groups the flags that follow, for `--help`."""
@@ -109,7 +110,13 @@ class Config:
       self.preset_name(given.pop('preset'))
     for name, text in given.items():
       setattr(self, name, self._from_text(name, text))
+    self._given.update(given)
     return self
+
+  def given(self, name):
+    """Whether a flag was given by name, not by default or by a preset."""
+    self._known(name)
+    return name in self._given
 
   def command(self, argv, usage):
     """Reads the flags of a program; `--help` prints the manual and ends it."""

@@ -260,3 +260,10 @@ def test_equal_configurations():
   assert parse('--seed', '1') == parse('--seed', '1')
   assert parse('--seed', '1') != parse('--seed', '2')
   assert parse() != flags.Config()
+
+
+def test_given_tells_flags_of_the_command_from_defaults():
+  config = dreamer.define_config().parse(
+      ['--preset', 'debug', '--pcont', 'False'])
+  assert config.given('pcont')
+  assert not config.given('horizon') and config.horizon == 5
