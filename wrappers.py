@@ -12,22 +12,15 @@ TensorFlow is never imported here: workers import this module and stay small.
 """
 
 import contextlib
-import ctypes
 import difflib
-import functools
-import importlib
-import os
-import subprocess
-import sys
-import threading
 
 import gymnasium as gym
 from gymnasium.wrappers import TimeLimit
 import numpy as np
 
 from common import terminal
-
-SIZE = 64
+from envs import atari, bullet, control, libraries, registered
+from envs.pictures import SIZE
 
 
 def make_env(
@@ -77,22 +70,22 @@ def check_task(task):
   """Raises a `terminal.UserError` for an unknown task, without making it."""
   with _quiet_libraries(task):
     if ':' in task:
-      _find_hook(task)
+      registered.find_hook(task)
     elif task.startswith('dmc_'):
-      _check_name(task, _control_tasks())
+      _check_name(task, control.tasks())
     elif task.startswith('atari_'):
-      _check_name(task, _atari_tasks())
-    elif task not in _registered_tasks():
+      _check_name(task, atari.tasks())
+    elif task not in registered.tasks():
       _check_name(task, task_names())
 
 
 def task_names():
   """Names of all tasks that the installed libraries bring."""
-  with _quiet():
-    names = _registered_tasks() + _atari_tasks()
+  with libraries.quiet():
+    names = registered.tasks() + atari.tasks()
     # A machine without OpenGL cannot even import dm_control.
     with contextlib.suppress(terminal.UserError):
-      names += _control_tasks()
+      names += control.tasks()
   return names
 
 
@@ -121,335 +114,19 @@ def _check_name(task, names):
 def _make_base(task, termination, render):
   check_task(task)
   if ':' in task:
-    return Rendered(_find_hook(task)(), task)
+    return registered.Rendered(registered.find_hook(task)(), task)
   if task.startswith('dmc_'):
-    return Control(task, render)
+    return control.Control(task, render)
   if task.startswith('atari_'):
-    return Atari(task)
+    return atari.Atari(task)
   if task.endswith('BulletEnv-v0'):
-    return Bullet(task, termination)
-  return Rendered(_make_registered(task), task)
+    return bullet.Bullet(task, termination)
+  return registered.Rendered(registered.make(task), task)
 
 
 def _quiet_libraries(task):
   # What the user's own code prints is the user's.
-  return contextlib.nullcontext() if ':' in task else _quiet()
-
-
-_quiet_lock = threading.RLock()
-
-
-@contextlib.contextmanager
-def _quiet():
-  """`terminal.silence` for libraries in C, one thread at a time."""
-  with _quiet_lock, terminal.silence():
-    try:
-      yield
-    finally:
-      # What C code printed may still wait in its own buffer.
-      ctypes.CDLL(None).fflush(None)
-
-
-@contextlib.contextmanager
-def _filled_memory():
-  """Fills new memory with one value, for C code that reads before it writes.
-
-  Bullet does when it loads a robot: of HumanoidFlagrunHarderBulletEnv-v0 three
-  in a hundred simulations differed from the others with the same seed.
-  """
-  perturb = -6  # M_PERTURB of the C library on Linux; others ignore or lack it.
-  change = getattr(ctypes.CDLL(None), 'mallopt', lambda *_: None)
-  change(perturb, 1)
-  try:
-    yield
-  finally:
-    change(perturb, 0)
-
-
-class Bullet(gym.Env):
-  """A PyBullet task, drawn in software from a camera beside the robot."""
-
-  # Distance and pitch of the camera where they are not 2 and 0.
-  _cameras = {'Reacher': (1.05, 90), 'Pusher': (1.2, 45), 'Thrower': (1.2, 0)}
-
-  def __init__(self, task, termination):
-    self._task = task
-    self._termination = termination
-    self._distance, self._pitch = self._cameras.get(
-        task.removesuffix('BulletEnv-v0'), (2, 0))
-    self._fixed = 'Pendulum' in task or 'Reacher' in task
-    self._env = self._make()
-    self.observation_space = self._env.observation_space
-    self.action_space = self._env.action_space
-
-  def _make(self):
-    # Without the registered time limit, which is not the same for all tasks.
-    return gym.make(self._task, disable_env_checker=True).unwrapped
-
-  def reset(self, *, seed=None, options=None):
-    if seed is not None:
-      self._renew()
-    return self._env.reset(seed=seed)
-
-  def _renew(self):
-    """Makes the simulation again, 10 to 20 ms, so that a seed repeats.
-
-    Bullet's own reset leaves traces of the last episode in the contacts, and
-    the first one after loading differs from all others.
-    """
-    with _quiet(), _filled_memory():
-      self._env.close()
-      self._env = self._make()
-      self._env.reset(seed=0)
-
-  def step(self, action):
-    obs, reward, terminated, truncated, info = self._env.step(action)
-    return obs, reward, terminated and self._termination, truncated, info
-
-  def picture(self, height, width):
-    """Image uint8 [height, width, 3] of the robot and what is around it."""
-    physics = self._env._p
-    view = physics.computeViewMatrixFromYawPitchRoll(
-        self._target(), self._distance, yaw=0, pitch=self._pitch, roll=0,
-        upAxisIndex=2)
-    projection = physics.computeProjectionMatrixFOV(
-        fov=60, aspect=width / height, nearVal=1, farVal=25)
-    pixels = physics.getCameraImage(
-        width, height, view, projection, lightDirection=[0, 1, 1], shadow=1,
-        renderer=physics.ER_TINY_RENDERER)[2]
-    pixels = np.reshape(pixels, (height, width, 4))
-    return np.ascontiguousarray(pixels[:, :, :3], np.uint8)
-
-  def _target(self):
-    """Position [3] of the first link of the body that has the motors."""
-    motor = self._env.robot.ordered_joints[0]
-    body = motor.bodies[motor.bodyIndex]
-    if self._fixed:
-      return self._env._p.getBasePositionAndOrientation(body)[0]
-    return self._env._p.getLinkState(body, 0)[0]
-
-  def close(self):
-    self._env.close()
-
-
-class Control(gym.Env):
-  """A task of the DeepMind Control Suite."""
-
-  _fast = {'shadow': False, 'reflection': False}
-
-  def __init__(self, task, render):
-    domain, name = _control_tasks()[task]
-    # Some tasks draw their model from this seed; the seeds of the episodes
-    # come with `reset`.
-    self._env = _suite().load(domain, name, task_kwargs={'random': 0})
-    self._camera = 2 if domain == 'quadruped' else 0
-    self._flags = self._fast if render == 'fast' else None
-    if render == 'fast':
-      self._env.physics.model.vis.quality.offsamples = 0
-    spec = self._env.action_spec()
-    self.observation_space = gym.spaces.Dict()
-    self.action_space = gym.spaces.Box(
-        spec.minimum, spec.maximum, spec.shape, np.float64)
-    self._try_opengl()
-
-  def _try_opengl(self):
-    try:
-      self.picture(SIZE, SIZE)
-    except Exception as error:
-      raise _opengl_error(error) from error
-
-  def reset(self, *, seed=None, options=None):
-    if seed is not None:
-      self._env.task.random.seed(seed)
-    return self._env.reset().observation, {}
-
-  def step(self, action):
-    step = self._env.step(action)
-    terminated = step.last() and step.discount == 0
-    truncated = step.last() and not terminated
-    return step.observation, step.reward, terminated, truncated, {}
-
-  def picture(self, height, width):
-    """Image uint8 [height, width, 3] from the task's own camera."""
-    self._make_room(height, width)
-    pixels = self._env.physics.render(
-        height, width, camera_id=self._camera,
-        render_flag_overrides=self._flags)
-    return pixels.copy()
-
-  def _make_room(self, height, width):
-    # A larger buffer makes small images slower, so only where it is needed.
-    buffer = self._env.physics.model.vis.global_
-    if height > buffer.offheight or width > buffer.offwidth:
-      buffer.offheight = max(height, buffer.offheight)
-      buffer.offwidth = max(width, buffer.offwidth)
-      self._env.physics._free_rendering_contexts()
-
-  def close(self):
-    self._env.close()
-
-
-_PROBE = """
-import os, mujoco
-context = mujoco.GLContext(64, 64)
-context.make_current()
-mujoco.MjrContext(
-    mujoco.MjModel.from_xml_string('<mujoco/>'),
-    mujoco.mjtFontScale.mjFONTSCALE_100)
-os._exit(0)
-"""
-
-
-def _choose_opengl():
-  """Sets MUJOCO_GL, where it is not set, before MuJoCo is imported."""
-  if os.environ.get('MUJOCO_GL'):
-    return
-  for name in ('egl', 'osmesa'):
-    # In a process of its own, as a failed attempt spoils the next one.
-    probe = subprocess.run(
-        [sys.executable, '-c', _PROBE], env={**os.environ, 'MUJOCO_GL': name},
-        stdin=subprocess.DEVNULL, capture_output=True)
-    if probe.returncode == 0:
-      os.environ['MUJOCO_GL'] = name
-      return
-  raise _opengl_error('neither egl nor osmesa works')
-
-
-def _opengl_error(reason):
-  chosen = os.environ.get('MUJOCO_GL', '')
-  reason = f'MUJOCO_GL={chosen}: {reason}' if chosen else reason
-  reason = str(reason).strip().replace('\n', ' ')
-  return terminal.UserError(
-      f'dm_control cannot draw without OpenGL ({reason}); run `apt-get '
-      'install --no-install-recommends libegl1 libgl1`, unset MUJOCO_GL, and '
-      'try again')
-
-
-@functools.cache
-def _suite():
-  _choose_opengl()
-  try:
-    from dm_control import suite
-  except Exception as error:
-    raise _opengl_error(error) from error
-  return suite
-
-
-def _control_tasks():
-  """Names of the tasks with their domain and task in the suite."""
-  pairs = _suite().ALL_TASKS
-  tasks = {f'dmc_{domain}_{task}': (domain, task) for domain, task in pairs}
-  tasks['dmc_cup_catch'] = ('ball_in_cup', 'catch')
-  return tasks
-
-
-class Atari(gym.Env):
-  """An Atari game with sticky actions (Machado et al. 2018)."""
-
-  def __init__(self, task):
-    import ale_py
-    ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
-    self._game = ale_py.roms.get_rom_path(task.removeprefix('atari_'))
-    self._ale = ale_py.ALEInterface()
-    self._ale.setFloat('repeat_action_probability', 0.25)
-    self._ale.loadROM(self._game)
-    self._actions = self._ale.getMinimalActionSet()
-    self._before = self._ale.getScreenRGB()
-    self.observation_space = gym.spaces.Dict()
-    self.action_space = gym.spaces.Discrete(len(self._actions))
-
-  def reset(self, *, seed=None, options=None):
-    if seed is not None:
-      # A seed counts from the next time that the game is loaded.
-      self._ale.setInt('random_seed', seed)
-      self._ale.loadROM(self._game)
-    self._ale.reset_game()
-    self._before = self._ale.getScreenRGB()
-    return {}, {}
-
-  def step(self, action):
-    self._before = self._ale.getScreenRGB()
-    reward = self._ale.act(self._actions[action])
-    return {}, reward, self._ale.game_over(), False, {}
-
-  def picture(self, height, width):
-    """Image uint8 [height, width, 3] of the game."""
-    # Sprites that flicker are drawn in one of two frames.
-    pixels = np.maximum(self._before, self._ale.getScreenRGB())
-    return _resize(pixels, height, width)
-
-
-def _atari_tasks():
-  from ale_py import roms
-  return [f'atari_{name}' for name in roms.get_all_rom_ids()]
-
-
-class Rendered(gym.Wrapper):
-  """Any other environment; its pictures come from `render()`."""
-
-  def __init__(self, env, task):
-    if not isinstance(env, gym.Env):
-      raise terminal.UserError(
-          f"task '{task}' gives {type(env).__name__}; it must return a "
-          'gymnasium.Env')
-    super().__init__(env)
-    self._task = task
-
-  def picture(self, height, width):
-    """Image uint8 [height, width, 3], whatever size the environment draws."""
-    pixels = self.env.render()
-    shape = getattr(pixels, 'shape', ())
-    if len(shape) != 3 or shape[2] != 3 or pixels.dtype != np.uint8:
-      raise terminal.UserError(
-          f"task '{self._task}' draws no picture: render() must return a uint8 "
-          "array [height, width, 3] (render_mode='rgb_array')")
-    return _resize(pixels, height, width)
-
-
-def _registered_tasks():
-  import pybullet_envs_gymnasium  # Registers its tasks.
-  del pybullet_envs_gymnasium
-  return list(gym.registry)
-
-
-def _make_registered(task):
-  if 'mujoco' in str(gym.spec(task).entry_point):
-    _choose_opengl()
-  try:
-    return gym.make(
-        task, render_mode='rgb_array', disable_env_checker=True)
-  except (gym.error.Error, ImportError, TypeError) as error:
-    reason = str(error).replace('\n', ' ')
-    raise terminal.UserError(
-        f"task '{task}' cannot be made: {reason}") from error
-
-
-def _find_hook(task):
-  """The function that makes the environment of a task `module:name`."""
-  module_name, name = task.split(':', 1)
-  if os.getcwd() not in sys.path:
-    sys.path.append(os.getcwd())
-  try:
-    module = importlib.import_module(module_name)
-  except (ImportError, ValueError) as error:
-    raise terminal.UserError(
-        f"task '{task}': cannot import '{module_name}': {error}") from error
-  if name in gym.registry:
-    return functools.partial(_make_registered, name)
-  if not callable(getattr(module, name, None)):
-    near = difflib.get_close_matches(name, dir(module), n=4)
-    raise terminal.UserError(
-        f"task '{task}': '{module_name}' has no function '{name}'; near "
-        f"matches: {', '.join(near) or 'none'}")
-  return getattr(module, name)
-
-
-def _resize(pixels, height, width):
-  if pixels.shape[:2] == (height, width):
-    return pixels.copy()
-  from PIL import Image
-  image = Image.fromarray(pixels).resize((width, height), Image.Resampling.BOX)
-  return np.array(image)
+  return contextlib.nullcontext() if ':' in task else libraries.quiet()
 
 
 class CheckFinite(gym.Wrapper):

@@ -12,6 +12,7 @@ import pybullet
 import pytest
 
 from common import terminal
+from envs import control
 import wrappers
 
 ROOT = pathlib.Path(wrappers.__file__).parent
@@ -401,9 +402,9 @@ def test_opengl_that_does_not_work_is_one_line(chosen):
 
 def test_opengl_that_is_missing_names_the_package(monkeypatch):
   monkeypatch.delenv('MUJOCO_GL', raising=False)
-  monkeypatch.setattr(wrappers, '_PROBE', 'raise SystemExit(1)')
+  monkeypatch.setattr(control, '_PROBE', 'raise SystemExit(1)')
   with pytest.raises(terminal.UserError, match='install .* libegl1 libgl1'):
-    wrappers._choose_opengl()
+    control.choose_opengl()
   assert 'MUJOCO_GL' not in os.environ
 
 
@@ -538,7 +539,7 @@ def test_own_environment_from_the_working_directory(
 def test_unknown_tasks(task, message):
   if 'dmc' in task + message:
     try:
-      wrappers._suite()
+      control.tasks()
     except terminal.UserError as error:
       pytest.skip(str(error))
   for function in (wrappers.check_task, wrappers.make_env):

@@ -1,0 +1,1 @@
+"""Adapters of simulators: each gives a Gymnasium environment with `picture`."""
