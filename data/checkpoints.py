@@ -76,33 +76,48 @@ def load(path):
     return data
 
 
-def recover(path):
-  """The newest complete checkpoint of a run, or None where there is none.
+def newest(path):
+  """The newest complete checkpoint of a run, and the file that it is in.
 
-  A damaged file is put aside as e.g. `variables.damaged.pkl`: the next `save`
-  must not put it in the place of the good previous one.
+  The file is `path` or, where that is damaged or missing, `previous(path)`.
+  Reads only. Raises `UserError` if neither holds a checkpoint.
   """
   path = pathlib.Path(path)
   older = previous(path)
+  if not older.exists():
+    return load(path), path
   if not path.exists():
-    if not older.exists():
-      return None
-    terminal.warn(f'{path} is missing; continuing from {older}')
-    return load(older)
+    terminal.warn(f'{path} is missing; {older} is taken in its place')
+    return load(older), older
   try:
-    return load(path)
+    return load(path), path
   except Damaged as error:
-    if not older.exists():
-      raise
     problem = error.problem
   try:
     data = load(older)
   except Damaged as error:
     raise Damaged(f'{problem}, and {error.problem}') from None
+  terminal.warn(f'{problem}; {older} is taken in its place')
+  return data, older
+
+
+def recover(path):
+  """The newest complete checkpoint of a run, or None where there is none.
+
+  A damaged file is put aside as e.g. `variables.damaged.pkl`: the next `save`
+  must not put it in the place of the good previous one. For the process that
+  has locked the run; others use `newest`.
+  """
+  path = pathlib.Path(path)
+  if not path.exists() and not previous(path).exists():
+    return None
+  data, file = newest(path)
+  if file == path or not path.exists():
+    return data
   aside = path.with_name(f'{path.stem}.damaged{path.suffix}')
   with _writing(path):
     os.replace(path, aside)
-  terminal.warn(f'{problem}; it is now {aside}, continuing from {older}')
+  terminal.warn(f'the damaged {path.name} is now {aside}')
   return data
 
 

@@ -94,6 +94,7 @@ class Replay:
     self._episodes = 0
     self._steps = 0
     self._time = 0
+    self._newest = None
     self._dtype = None
     self._lock = threading.Lock()
     self._scratch = None
@@ -125,14 +126,24 @@ class Replay:
       pools = [pools[self._tasks.index(task)]]
     return [episode.records for pool in pools for episode in pool]
 
-  def files(self):
-    """Paths of the episodes on disk, damaged ones included, oldest first."""
+  @property
+  def newest(self):
+    """File name of the episode that was added last, or None."""
+    return self._newest
+
+  def files(self, after=None):
+    """Paths of the episodes on disk, damaged ones included, oldest first.
+
+    With `after`, the file name of an episode, which need not exist any more,
+    those that were added after it.
+    """
     index, number = self._shard
     matches = [NAME.fullmatch(name) for name in os.listdir(self._directory)]
     return [
         self._directory / match[0]
         for match in sorted(filter(None, matches), key=lambda x: x[0])
         if int(match['uuid'], 16) % number == index and
+        (after is None or match[0] > after) and
         (self._directory / match[0]).stat().st_size]
 
   def add(self, episode):
@@ -229,6 +240,7 @@ class Replay:
     episode = _Episode(name, int(match['records']))
     self._time = max(
         self._time, int(match['time'].replace('T', '').ljust(20, '0')))
+    self._newest = max(self._newest or name, name)
     self._episodes += 1
     self._steps += (episode.records - 1) * self._repeat
     if task is None and len(self._tasks) > 1:

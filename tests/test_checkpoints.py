@@ -361,8 +361,9 @@ def test_recover(tmp_path, capsys):
   path.write_bytes(path.read_bytes()[:-100])
   assert checkpoints.recover(path)['step'] == 1
   warning = capsys.readouterr().err
-  assert warning.count('\n') == 1
+  assert warning.count('\n') == 2
   assert f'{path} is truncated' in warning and str(older) in warning
+  assert 'variables.damaged.pkl' in warning
   # The damaged file must not take the place of the good one.
   assert (tmp_path / 'variables.damaged.pkl').exists()
   assert checkpoints.recover(path)['step'] == 1
@@ -380,6 +381,28 @@ def test_recover(tmp_path, capsys):
   with pytest.raises(terminal.UserError, match='use another copy'):
     checkpoints.recover(path)
   assert path.exists()
+
+
+def test_newest_only_reads(tmp_path, capsys):
+  path = tmp_path / 'variables.pkl'
+  older = checkpoints.previous(path)
+  with pytest.raises(terminal.UserError, match='does not exist'):
+    checkpoints.newest(path)
+  checkpoints.save(path, today(1), keep=True)
+  checkpoints.save(path, today(2), keep=True)
+  data, file = checkpoints.newest(path)
+  assert (data['step'], file) == (2, path)
+  path.write_bytes(path.read_bytes()[:-100])
+  before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+  data, file = checkpoints.newest(path)
+  assert (data['step'], file) == (1, older)
+  warning = capsys.readouterr().err
+  assert warning.count('\n') == 1
+  assert f'{path} is truncated' in warning and str(older) in warning
+  assert before == {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+  path.unlink()
+  assert checkpoints.newest(path)[1] == older
+  assert f'{path} is missing' in capsys.readouterr().err
 
 
 ### Bad files ###

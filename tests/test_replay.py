@@ -98,6 +98,22 @@ def test_counts_come_from_the_names(tmp_path, monkeypatch):
   assert store.records() == [12, 30, 3]
 
 
+def test_episodes_after_one_are_found_by_its_name(tmp_path):
+  store = make_replay(tmp_path)
+  assert store.newest is None and store.files() == []
+  made = [store.add(make_episode(number, 12)) for number in range(4)]
+  assert store.newest == made[3].name
+  # By number, a file that was removed would shift what follows.
+  made[0].unlink()
+  made[1].unlink()
+  for reader in store, make_replay(tmp_path):
+    assert reader.newest == made[3].name
+    assert reader.files() == made[2:]
+    assert reader.files(after=made[1].name) == made[2:]
+    assert reader.files(after=made[2].name) == made[3:]
+    assert reader.files(after=made[3].name) == []
+
+
 def test_names_stay_in_order_when_the_clock_is_set_back(tmp_path):
   identifier = 32 * 'a'
   make_replay(tmp_path, [12])
