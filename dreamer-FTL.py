@@ -24,6 +24,7 @@ import re
 import numpy as np
 
 from common import terminal
+from data.logdir import Logdir, checkpoint_in
 import dreamer
 import transfer
 
@@ -81,18 +82,19 @@ class FractionalTransfer(dreamer.Dreamer):
 
   def begin(self, logdir):
     """Puts what lies in the place of this run's checkpoint aside."""
-    if (logdir / 'variables.pkl').exists():
-      (logdir / 'variables.pkl').rename(logdir / 'source.pkl')
-      terminal.say(f'variables.pkl in {logdir} is of another run: it is now '
-                   'source.pkl.')
+    own = Logdir(logdir)
+    if own.checkpoint.exists():
+      own.checkpoint.rename(own.source)
+      terminal.say(
+          f'{own.checkpoint} is of another run: it is now {own.source.name}.')
 
 
 def find_source(config):
   """The file to transfer from; None only if nothing is transferred."""
-  files = [config.logdir / 'variables.pkl', config.logdir / 'source.pkl']
-  files = [file for file in files if file.exists()]
+  own = Logdir(config.logdir)
+  files = [file for file in (own.checkpoint, own.source) if file.exists()]
   if config.source:
-    named = transfer.file_in(config.source)
+    named = checkpoint_in(config.source)
     if not any(named.exists() and named.samefile(file) for file in files):
       files.append(named)
   if len(files) > 1:

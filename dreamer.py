@@ -16,6 +16,7 @@ import numpy as np
 from common import files, flags, terminal
 from common.backend import tf, tfd
 from data import checkpoints
+from data.logdir import CHECKPOINT, Logdir
 import models
 import tools
 
@@ -710,10 +711,10 @@ def load_agent(path):
   """
   path = pathlib.Path(path)
   checkpoint = (
-      checkpoints.recover(path / 'variables.pkl') if path.is_dir()
+      checkpoints.recover(Logdir(path).checkpoint) if path.is_dir()
       else checkpoints.load(path))
   if checkpoint is None:
-    raise terminal.UserError(f'{path} holds no checkpoint (variables.pkl).')
+    raise terminal.UserError(f'{path} holds no checkpoint ({CHECKPOINT}).')
   script = script_module(checkpoint.get('script') or 'dreamer.py')
   config = script.define_config()
   config.update({

@@ -16,6 +16,7 @@ import numpy as np
 
 from common import flags, terminal
 from data import checkpoints
+from data.logdir import Logdir
 import dreamer
 from runs import devices, driver, logs, workers
 import transfer
@@ -81,10 +82,10 @@ def find_checkpoint(path):
   """The newest complete checkpoint at a path, and the script it is of."""
   if not path.is_dir():
     return path, checkpoints.load(path)['script']
-  file = path / 'variables.pkl'
+  file = Logdir(path).checkpoint
   files = [x for x in (file, checkpoints.previous(file)) if x.exists()]
   if not files:
-    raise terminal.UserError(f'{path} holds no checkpoint (variables.pkl).')
+    raise terminal.UserError(f'{path} holds no checkpoint ({file.name}).')
   try:
     return files[0], checkpoints.load(files[0])['script']
   except checkpoints.Damaged as error:

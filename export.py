@@ -10,6 +10,7 @@ import pathlib
 
 from common import flags, terminal
 from data import checkpoints
+from data.logdir import checkpoint_in
 
 
 def define_config():
@@ -27,9 +28,7 @@ def main(argv):
   for name, value in (('from', source), ('to', target)):
     if not value:
       raise terminal.UserError(f'--{name} is missing; see --help.')
-  file = pathlib.Path(source)
-  if file.is_dir():
-    file /= 'variables.pkl'
+  file = checkpoint_in(source)
   if pathlib.Path(target).exists():
     raise terminal.UserError(
         f'{target} is there already: remove it or choose another name.')

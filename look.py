@@ -16,6 +16,7 @@ import numpy as np
 from common import flags, terminal
 from common.backend import tf
 from data import replay
+from data.logdir import Logdir
 import evaluate
 import plotting
 import transfer
@@ -63,7 +64,7 @@ def main(argv):
 def newest_episode(source):
   """The last episode of the run that a checkpoint is of."""
   path = pathlib.Path(source)
-  folder = (path if path.is_dir() else path.parent) / 'episodes'
+  folder = Logdir(path if path.is_dir() else path.parent).episodes
   files = [
       file for file in folder.glob('*.npz') if replay.NAME.fullmatch(file.name)]
   if not files:

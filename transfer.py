@@ -6,6 +6,7 @@ import re
 
 from common import terminal
 from data import checkpoints
+from data.logdir import checkpoint_in
 import dreamer
 
 MOST = 8
@@ -59,16 +60,10 @@ def tasks(config):
 
 # Where pickled variables lie.
 
-def file_in(path):
-  """The file that a path names: itself, or a log directory's checkpoint."""
-  path = pathlib.Path(path)
-  return path / 'variables.pkl' if path.is_dir() else path
-
-
 def find_module(module, config):
   """The file that a flag names, or one in or above the log directory."""
   if getattr(config, module):
-    return file_in(getattr(config, module))
+    return checkpoint_in(getattr(config, module))
   for folder in (config.logdir, config.logdir.absolute().parent):
     if (folder / f'{module}.pkl').exists():
       return folder / f'{module}.pkl'
@@ -77,7 +72,7 @@ def find_module(module, config):
 def find_reward(name):
   """The file of a source reward model: a path, or stored under a task."""
   if '/' in name or name.endswith('.pkl'):
-    return file_in(name)
+    return checkpoint_in(name)
   if (STORED / f'{name}.pkl').exists():
     return STORED / f'{name}.pkl'
   stored = sorted(STORED.glob('*.pkl'))

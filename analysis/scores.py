@@ -13,6 +13,7 @@ import numpy as np
 import scipy.stats
 
 from common import terminal
+from data.logdir import Logdir, METRICS
 
 RESAMPLES = 2000
 BASELINES = pathlib.Path(__file__).parent / 'baselines'
@@ -52,7 +53,7 @@ def load(indirs, xaxis='step', yaxis='test/return'):
   """
   curves, empty, broken, odd = [], [], 0, 0
   for folder, indir in _log_directories(indirs):
-    found, lines, values = _read(folder / 'metrics.jsonl', xaxis, yaxis)
+    found, lines, values = _read(Logdir(folder).metrics, xaxis, yaxis)
     broken, odd = broken + lines, odd + values
     config = _config(folder)
     task, method, seed = identity(folder, indir, config)
@@ -167,7 +168,7 @@ def _log_directories(indirs):
         continue
       seen.add(real)
       subdirs.sort()
-      if 'metrics.jsonl' in files:
+      if METRICS in files:
         yield pathlib.Path(folder), indir
 
 
@@ -209,7 +210,7 @@ def _read(path, xaxis, yaxis):
 
 def _config(folder):
   try:
-    return _json((folder / 'config.json').read_bytes()) or {}
+    return _json(Logdir(folder).config.read_bytes()) or {}
   except OSError:
     return {}
 
@@ -238,11 +239,11 @@ def _clean(name):
 def _nothing_found(indirs, empty, xaxis, yaxis):
   folders = ', '.join(map(str, indirs))
   if not empty:
-    return f'no metrics.jsonl below {folders}: name a folder of runs.'
+    return f'no {METRICS} below {folders}: name a folder of runs.'
   keys = set()
   for folder in empty[:20]:
     try:
-      lines = (folder / 'metrics.jsonl').read_bytes().splitlines()[-100:]
+      lines = Logdir(folder).metrics.read_bytes().splitlines()[-100:]
     except OSError:
       continue
     for line in lines:

@@ -29,6 +29,7 @@ from benchmarks import measuring
 from benchmarks.measuring import alternately, make_agent, random_batch
 from common import files, flags, terminal
 from data import replay
+from data.logdir import Logdir
 import dreamer
 from runs import workers
 import wrappers
@@ -115,7 +116,7 @@ def start(quick):
     times = []
     for index in range(1 if quick else 3):
       logdir = pathlib.Path(folder, f'run{index}')
-      measuring.multiply(recorded, logdir / 'episodes', 10)
+      measuring.multiply(recorded, Logdir(logdir).episodes, 10)
       times.append(measuring.first_update(['--logdir', str(logdir), *preset]))
     again = measuring.retraced(pathlib.Path(folder, 'traces'))
   return [
@@ -182,7 +183,7 @@ def replaying(quick):
           f'replay needs 32 GiB in {folder}: name another place in TMPDIR.')
     recorded = measuring.record_episodes(folder, 2 if quick else 24)
     for count in counts:
-      directory = pathlib.Path(folder, f'run{count}', 'episodes')
+      directory = Logdir(pathlib.Path(folder, f'run{count}')).episodes
       measuring.multiply(recorded, directory, count)
       before = measuring.memory()
       episodes = replay.Replay(

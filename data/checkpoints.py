@@ -10,7 +10,6 @@ without names, are read as well.
 
 import contextlib
 import math
-import os
 import pathlib
 import pickle
 import pickletools
@@ -18,7 +17,8 @@ import struct
 
 import numpy as np
 
-from common import terminal
+from common import files, terminal
+from data import logdir
 
 CHECKPOINT = 'dreamer-checkpoint-1'
 MODULE = 'dreamer-module-1'
@@ -115,8 +115,8 @@ def recover(path):
   if file == path or not path.exists():
     return data
   aside = path.with_name(f'{path.stem}.damaged{path.suffix}')
-  with _writing(path):
-    os.replace(path, aside)
+  with files.writing(path):
+    path.replace(aside)
   terminal.warn(f'the damaged {path.name} is now {aside}')
   return data
 
@@ -355,55 +355,11 @@ def save(path, data, keep=False):
   `path` keeps what it had.
   """
   path = pathlib.Path(path)
-  partial = path.with_name(f'{path.name}.tmp')
   data = _plain(data)
-  with _writing(path):
+  with files.writing(path):
     path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-      with open(partial, 'wb') as file:
-        pickle.dump(data, file, protocol=4)
-        file.flush()
-        os.fsync(file.fileno())
-      if keep and path.exists():
-        _keep(path)
-      os.replace(partial, path)
-    finally:
-      partial.unlink(missing_ok=True)
-    _sync_directory(path.parent)
-
-
-def _keep(path):
-  spare = path.with_name(f'{path.name}.prev.tmp')
-  spare.unlink(missing_ok=True)
-  try:
-    os.link(path, spare)
-  except OSError:  # This file system has no hard links.
-    os.replace(path, previous(path))
-    return
-  os.replace(spare, previous(path))
-  # A rename does nothing if an interrupted `save` made the two one file.
-  spare.unlink(missing_ok=True)
-
-
-def _sync_directory(path):
-  number = os.open(path, os.O_RDONLY)
-  try:
-    # Some network file systems refuse this; the file itself is on disk.
-    with contextlib.suppress(OSError):
-      os.fsync(number)
-  finally:
-    os.close(number)
-
-
-@contextlib.contextmanager
-def _writing(path):
-  try:
-    yield
-  except OSError as error:
-    raise terminal.UserError(
-        f'{path} cannot be saved: {error.strerror}; what was saved before is '
-        'unharmed, make room or choose a directory that can be written to'
-    ) from None
+  with files.replacing(path, previous(path) if keep else None) as file:
+    pickle.dump(data, file, protocol=4)
 
 
 ### Reading ###
@@ -442,11 +398,12 @@ def _content(path):
   try:
     if not path.exists():
       raise terminal.UserError(
-          f'{path} does not exist; name a checkpoint such as variables.pkl')
+          f'{path} does not exist; name a checkpoint such as '
+          f'{logdir.CHECKPOINT}')
     if not path.is_file():
       raise terminal.UserError(
           f'{path} is not a file; name the checkpoint itself, such as '
-          f'{path / "variables.pkl"}')
+          f'{logdir.Logdir(path).checkpoint}')
     if path.stat().st_size > MAX_BYTES:
       raise _Refused(
           f'is not a checkpoint: it has more than {MAX_BYTES:,} bytes')

@@ -14,19 +14,17 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import datetime
-import fcntl
 import os
 import pathlib
 import re
 import shutil
-import socket
 import tempfile
 import threading
 import uuid
 
 import numpy as np
 
-from common import terminal
+from common import files, terminal
 
 KEYS = ('image', 'action', 'reward', 'discount')
 NAME = re.compile(
@@ -170,7 +168,8 @@ class Replay:
           f'The episode does not fit those in {self._directory}: it has '
           f'{_layout(records.dtype)}, they have {_layout(self._dtype)}.')
     path = self._directory / self._new_name(len(records))
-    _write(path, arrays)
+    with files.replacing(path) as file:
+      np.savez_compressed(file, **arrays)
     added = self._enlist(path.name, task)
     with self._lock:
       added.place = self._keep(records)
@@ -455,40 +454,6 @@ def load_episode(path):
         f'{path} is not a whole episode: {error}.') from error
 
 
-def lock(logdir):
-  """Takes the log directory for this process.
-
-  Returns:
-    An open file; the lock lasts until it is closed or the process ends.
-
-  Raises:
-    UserError: Another run, named with its process id, has the directory, or
-      nothing can be written there.
-  """
-  logdir = pathlib.Path(logdir)
-  try:
-    logdir.mkdir(parents=True, exist_ok=True)
-    file = (logdir / '.lock').open('a+')
-  except OSError as error:
-    raise terminal.UserError(
-        f'The log directory {logdir} cannot be written: {error}.') from error
-  try:
-    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-  except BlockingIOError:
-    file.seek(0)
-    holder = file.read().strip() or 'unknown'
-    file.close()
-    raise terminal.UserError(
-        f'Another run (process {holder}) uses {logdir}: wait for it, stop it, '
-        'or choose another --logdir.') from None
-  except OSError as error:
-    terminal.warn(f'{logdir} cannot be locked against other runs: {error}.')
-  file.truncate(0)
-  file.write(f'{os.getpid()} on {socket.gethostname()}')
-  file.flush()
-  return file
-
-
 def available_memory():
   """Bytes that this process can still use, control groups considered."""
   try:
@@ -584,31 +549,6 @@ def _packed(arrays):
 
 def _layout(dtype):
   return ', '.join(f'{key} {dtype[key].shape}' for key in KEYS[:2])
-
-
-def _write(path, arrays):
-  """Writes a file whole or not at all, also when the machine stops."""
-  beside = path.with_name(path.name + '.tmp')
-  try:
-    with beside.open('wb') as file:
-      np.savez_compressed(file, **arrays)
-      file.flush()
-      os.fsync(file.fileno())
-    os.replace(beside, path)
-    _sync_directory(path.parent)
-  except OSError as error:
-    raise terminal.UserError(f'{path} cannot be written: {error}.') from error
-  finally:
-    beside.unlink(missing_ok=True)
-
-
-def _sync_directory(path):
-  """Makes renamed files stay when the machine stops."""
-  descriptor = os.open(path, os.O_RDONLY)
-  try:
-    os.fsync(descriptor)
-  finally:
-    os.close(descriptor)
 
 
 def _pick(rng, episodes):

@@ -27,7 +27,8 @@ import sys
 import time
 
 from common import files, flags, terminal
-from data import checkpoints, replay
+from data import checkpoints
+from data.logdir import CONFIG, Logdir, TRANSFER
 
 # The study: all commands, their order and the figures follow from this table.
 
@@ -227,8 +228,8 @@ def rows(path):
 
 def saved_flags(folder):
   """The configuration in a log directory; empty if it cannot be read."""
-  with contextlib.suppress(OSError, ValueError):
-    return json.loads((folder / 'config.json').read_text())
+  with contextlib.suppress(terminal.UserError):
+    return Logdir(folder).read_config()
   return {}
 
 
@@ -243,7 +244,7 @@ def is_of(run, folder):
 def reached(run, key='step'):
   """The last step that the metrics report of `key`, 0 if there is none."""
   return max(
-      (row['step'] for row in rows(run.logdir / 'metrics.jsonl') if key in row),
+      (row['step'] for row in rows(Logdir(run.logdir).metrics) if key in row),
       default=0)
 
 
@@ -252,8 +253,8 @@ def complete(run):
 
   One that has other flags is not: when it is started again, it says which.
   """
-  metrics, checkpoint = (
-      run.logdir / name for name in ('metrics.jsonl', 'variables.pkl'))
+  metrics = Logdir(run.logdir).metrics
+  checkpoint = Logdir(run.logdir).checkpoint
   return (
       is_of(run, run.logdir)
       and reached(run, 'test/return') >= run.flags['steps']
@@ -291,7 +292,7 @@ def work(runs, config, study=()):
   waiting = [run for run in runs if run not in done]
   terminal.say(f'{len(done)} of {len(runs)} runs are complete.')
   going, failed = [], []
-  with replay.lock(config.logdir), Signals() as signals:
+  with Logdir(config.logdir).lock(), Signals() as signals:
     try:
       while True:
         ready = [run for run in waiting if done.issuperset(run.after)]
@@ -455,11 +456,11 @@ def keep(run):
   make_directory(run.results)
   if run.file:
     bundle(run)
-  for name in ('config.json', 'transfer.txt'):
+  for name in (CONFIG, TRANSFER):
     if (run.logdir / name).exists():
       shutil.copyfile(run.logdir / name, run.results / name)
-  lines = (run.logdir / 'metrics.jsonl').read_text().splitlines(keepends=True)
-  (run.results / 'metrics.jsonl').write_text(''.join(thinned(lines)))
+  lines = Logdir(run.logdir).metrics.read_text().splitlines(keepends=True)
+  Logdir(run.results).metrics.write_text(''.join(thinned(lines)))
   # The last file, without which the others do not count.
   (run.results / 'run.json').write_text(json.dumps(summary(run)) + '\n')
 
@@ -477,7 +478,7 @@ def thinned(lines):
 def summary(run):
   """A row of runs.csv."""
   sessions = rows(run.logdir / 'sessions.jsonl')
-  progress = checkpoints.load(run.logdir / 'variables.pkl')['progress']
+  progress = checkpoints.load(Logdir(run.logdir).checkpoint)['progress']
   return dict(
       run=run.name, seed=run.flags['seed'], steps=reached(run),
       hours=round(progress['seconds'] / 3600, 3),
@@ -491,7 +492,7 @@ def random_return(run):
   """Mean return of the random actions before training, of a single task."""
   saved = saved_flags(run.logdir)
   returns = [
-      row['train/return'] for row in rows(run.logdir / 'metrics.jsonl')
+      row['train/return'] for row in rows(Logdir(run.logdir).metrics)
       if 'train/return' in row and row['step'] <= saved['prefill']]
   if saved.get('task2') or not returns:
     return None
@@ -500,7 +501,7 @@ def random_return(run):
 
 def bundle(run):
   """Keeps of a source run what transfer needs: no optimizers, no progress."""
-  checkpoint = run.logdir / 'variables.pkl'
+  checkpoint = Logdir(run.logdir).checkpoint
   data = checkpoints.load(checkpoint)
   make_directory(run.file.parent)
   if run.script == 'dreamer-multi-task.py':

@@ -8,8 +8,9 @@ import os
 import numpy as np
 from PIL import Image
 
-from common import terminal
+from common import files
 from common.backend import tf
+from data.logdir import Logdir
 
 
 class Logger:
@@ -20,7 +21,7 @@ class Logger:
   """
 
   def __init__(self, logdir):
-    self._path = logdir / 'metrics.jsonl'
+    self._path = Logdir(logdir).metrics
     repair(self._path)
     self._writer = tf.summary.create_file_writer(
         str(logdir), max_queue=1000, flush_millis=20000)
@@ -66,12 +67,8 @@ class Logger:
     self._writer.close()
 
   def _append(self, line):
-    try:
-      with self._path.open('a') as file:
-        file.write(line)
-    except OSError as error:
-      raise terminal.UserError(
-          f'{self._path} cannot be written: {error.strerror}.') from None
+    with files.writing(self._path), self._path.open('a') as file:
+      file.write(line)
 
 
 class NoLogger:

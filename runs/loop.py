@@ -5,9 +5,7 @@ continues.
 """
 
 import contextlib
-import json
 import os
-import pathlib
 import platform
 import signal
 import time
@@ -15,9 +13,10 @@ import uuid
 
 import numpy as np
 
-from common import terminal
+from common import files, terminal
 from common.backend import tf
 from data import checkpoints, replay
+from data.logdir import Logdir
 from runs import devices, driver, logs, workers
 import tools
 import wrappers
@@ -63,14 +62,11 @@ class Run:
     self._tasks = tasks
     self._named = named
     self._team = team
-    self._logdir = config.logdir
-    self._checkpoint_file = config.logdir / 'variables.pkl'
-    self._metrics_file = config.logdir / 'metrics.jsonl'
-    self._worker_file = config.logdir / f'worker{team.index}.pkl'
+    self._logdir = Logdir(config.logdir)
     self._signals = stack.enter_context(Signals())
     # A new run writes nothing before all of its parts are there.
     self._new = self._chief_says(not any(
-        (self._logdir / name).exists() for name in ('config.json', 'episodes')))
+        path.exists() for path in (self._logdir.config, self._logdir.episodes)))
     if not self._new:
       self._take_directory(stack)
     self._envs = self._make_envs(tasks, stack)
@@ -84,11 +80,11 @@ class Run:
     if self._new:
       self._take_directory(stack)
     if not saved and team.chief:
-      self._agent.begin(self._logdir)
+      self._agent.begin(self._logdir.path)
     self._save_config()
     self._replay = self._make_replay(stack)
     self._logger = stack.enter_context(contextlib.closing(
-        logs.Logger(self._logdir) if team.chief else logs.NoLogger()))
+        logs.Logger(self._logdir.path) if team.chief else logs.NoLogger()))
     self._driver = driver.Driver(
         self._envs, [config.seed, 2 * team.index], self._train_episode,
         self._env_failed)
@@ -140,7 +136,7 @@ class Run:
     """Trains to the end or to a signal; returns the exit status."""
     c = self._config
     self._announce()
-    if self._chief_says(not self._checkpoint_file.exists()):
+    if self._chief_says(not self._logdir.checkpoint.exists()):
       # Before anything is learned: what was transferred is not read again.
       self._save()
     try:
@@ -227,7 +223,7 @@ class Run:
           f'nothing is learned any more at step {self.step:,}, because numbers '
           f'are not finite. The first are: {", ".join(names[:5])}. Rewards may '
           'be too large (--clip_rewards tanh) or learning rates too high; '
-          f'{self._checkpoint_file} is from before.')
+          f'{self._logdir.checkpoint} is from before.')
 
   def _evaluate(self):
     """Episodes of every task without exploration.
@@ -328,7 +324,7 @@ class Run:
       terminal.say(f'continues at step {self.step:,}')
     if self._agent.report:
       terminal.say(self._agent.report)
-      (self._logdir / 'transfer.txt').write_text(self._agent.report + '\n')
+      files.write_text(self._logdir.transfer, self._agent.report + '\n')
       self._logger.text(
           self.step, 'transfer', logs.verbatim(self._agent.report))
 
@@ -340,7 +336,7 @@ class Run:
 
   def _take_directory(self, stack):
     if self._team.chief:
-      stack.enter_context(replay.lock(self._logdir))
+      stack.enter_context(self._logdir.lock())
 
   def _make_envs(self, tasks, stack):
     """Environments with actions as wide as those of the widest task."""
@@ -394,7 +390,7 @@ class Run:
   def _make_replay(self, stack):
     c = self._config
     episodes = replay.Replay(
-        self._logdir / 'episodes', batch_size=c.batch_size // self._team.size,
+        self._logdir.episodes, batch_size=c.batch_size // self._team.size,
         batch_length=c.batch_length, action_repeat=c.action_repeat,
         seed=c.seed, balance=c.dataset_balance,
         memory=int(c.replay_memory * 2 ** 30) or None,
@@ -407,12 +403,11 @@ class Run:
 
   def _own_id(self):
     """The identity of the run in this log directory, or a new one."""
-    path = self._logdir / 'config.json'
     if not self._team.chief:
       return None
-    if not path.exists():
+    saved = self._logdir.read_config() or self._config_of_checkpoint()
+    if not saved:
       return uuid.uuid4().hex
-    saved = read_config(path)
     mine = dict(self._config.plain(), script=self._class.script)
     changes = {
         name: (saved[name], value) for name, value in mine.items()
@@ -427,15 +422,25 @@ class Run:
           'continue it with these, or another --logdir to start anew.')
     return saved.get('run') or uuid.uuid4().hex
 
+  def _config_of_checkpoint(self):
+    """The content of a config.json that was lost, as far as it is known."""
+    if self._new:
+      return {}
+    saved = checkpoints.recover(self._logdir.checkpoint)
+    if not saved or 'run' not in saved:
+      return {}
+    terminal.warn(
+        f'{self._logdir.config} is lost or damaged: it is made again from '
+        f'{self._logdir.checkpoint}.')
+    return dict(saved['config'], script=saved['script'], run=saved['run'])
+
   def _save_config(self):
     if not self._team.chief:
       return
-    values = dict(
-        script=self._class.script, run=self._id, python=platform.python_version(),
-        tensorflow=tf.__version__, **self._config.plain())
-    temporary = self._logdir / '.config.json.tmp'
-    temporary.write_text(json.dumps(values, indent=2) + '\n')
-    temporary.replace(self._logdir / 'config.json')
+    self._logdir.write_config(dict(
+        script=self._class.script, run=self._id,
+        python=platform.python_version(), tensorflow=tf.__version__,
+        **self._config.plain()))
 
   def _own_checkpoint(self):
     """What this run saved last, or None; never what another run saved."""
@@ -444,15 +449,15 @@ class Run:
     # Only the chief may put a damaged file aside; the others read after it.
     saved = self._checked_checkpoint() if self._team.chief else None
     if self._chief_says(bool(saved)) and not self._team.chief:
-      saved = checkpoints.load(self._checkpoint_file)
+      saved = checkpoints.load(self._logdir.checkpoint)
     return saved
 
   def _checked_checkpoint(self):
-    saved = checkpoints.recover(self._checkpoint_file)
+    saved = checkpoints.recover(self._logdir.checkpoint)
     if saved is None or saved.get('run') == self._id:
       return saved
-    message = f'{self._checkpoint_file} was not written by this run. '
-    own = checkpoints.previous(self._checkpoint_file)
+    message = f'{self._logdir.checkpoint} was not written by this run. '
+    own = checkpoints.previous(self._logdir.checkpoint)
     if own.exists():
       message += (
           f'To continue the run, put its own last one, {own.name}, back in '
@@ -471,11 +476,11 @@ class Run:
         'episodes': self._replay.episodes,
         'driver': self._driver.state()}
     if self._team.chief:
-      self._agent.save(self._checkpoint_file, keep=True, run=self._id, progress={
+      self._agent.save(self._logdir.checkpoint, keep=True, run=self._id, progress={
           **own,
           'clocks': {k: v.last for k, v in self._clocks.items()},
           'means': self._means.state(),
-          'metrics': size_of(self._metrics_file),
+          'metrics': size_of(self._logdir.metrics),
           'updates_due': self._updates_due,
           'evaluated': self._evaluated,
           'env_failures': self._env_failures,
@@ -483,7 +488,7 @@ class Run:
           'seconds': self._seconds + time.monotonic() - self._began})
     else:
       state = dict(self._agent.state(), variables={}, optimizers={})
-      checkpoints.save(self._worker_file, {
+      checkpoints.save(self._logdir.worker(self._team.index), {
           'format': checkpoints.CHECKPOINT, **state, 'run': self._id,
           'progress': own})
     self._logger.flush()
@@ -500,7 +505,7 @@ class Run:
       self._env_failures = progress['env_failures']
       self._returns = dict(progress['returns'])
       self._seconds = progress['seconds']
-      keep_lines(self._metrics_file, progress['metrics'], '"train/return"')
+      keep_lines(self._logdir.metrics, progress['metrics'], '"train/return"')
     else:
       progress = self._own_progress(saved)
     if progress:
@@ -514,8 +519,8 @@ class Run:
     the worker goes on with episodes of its own that nothing has begun.
     """
     mine = {}
-    if self._worker_file.exists():
-      mine = checkpoints.load(self._worker_file)
+    if self._logdir.worker(self._team.index).exists():
+      mine = checkpoints.load(self._logdir.worker(self._team.index))
     if [mine.get('run'), mine.get('updates')] != [
         saved['run'], saved['updates']]:
       self._driver.skip(self._replay.episodes + self._team.size)
@@ -549,19 +554,8 @@ def keep_lines(path, start, word):
   kept = [
       line for line in content[start:].splitlines(keepends=True)
       if word.encode() in line]
-  partial = path.with_name(f'{path.name}.tmp')
-  partial.write_bytes(content[:start] + b''.join(kept))
-  partial.replace(path)
-
-
-def read_config(path):
-  """The configuration that a run saved in its log directory."""
-  try:
-    return json.loads(pathlib.Path(path).read_text())
-  except ValueError:
-    raise terminal.UserError(
-        f'{path} is damaged: remove it to continue with the flags you give.'
-    ) from None
+  with files.replacing(path) as file:
+    file.write(content[:start] + b''.join(kept))
 
 
 class Signals:

@@ -332,7 +332,7 @@ def test_full_disk(tmp_path):
   limits = resource.getrlimit(resource.RLIMIT_FSIZE)
   resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
   try:
-    with pytest.raises(terminal.UserError, match='cannot be saved') as error:
+    with pytest.raises(terminal.UserError, match='cannot be written') as error:
       checkpoints.save(path, today(3), keep=True)
   finally:
     resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -344,7 +344,7 @@ def test_full_disk(tmp_path):
 
 def test_directory_that_cannot_be_made(tmp_path):
   (tmp_path / 'file').touch()
-  with pytest.raises(terminal.UserError, match='cannot be saved'):
+  with pytest.raises(terminal.UserError, match='cannot be written'):
     checkpoints.save(tmp_path / 'file' / 'x.pkl', {})
 
 

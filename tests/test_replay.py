@@ -6,7 +6,6 @@ import os
 import pathlib
 import pickle
 import resource
-import signal
 import subprocess
 import sys
 import threading
@@ -665,54 +664,6 @@ def test_control_groups_bound_the_memory(tmp_path):
   assert list(
       replay._group_memory(tmp_path / 'v1', membership)) == [350, 8900]
   assert not list(replay._group_memory(tmp_path, tmp_path / 'none'))
-
-
-# The lock.
-
-
-HOLDER = '''
-import subprocess, sys
-sys.path[:0] = [{root!r}]
-from data import replay
-held = replay.lock({directory!r})
-child = subprocess.Popen(['sleep', '60'], stdout=subprocess.DEVNULL)
-print(child.pid, flush=True)
-sys.stdin.read()
-'''
-
-
-def test_lock_dies_with_its_owner(tmp_path):
-  logdir = tmp_path / 'run'
-  code = HOLDER.format(root=str(ROOT), directory=str(logdir))
-  owner = subprocess.Popen(
-      [sys.executable, '-c', code], stdin=subprocess.PIPE,
-      stdout=subprocess.PIPE, text=True)
-  child = int(owner.stdout.readline())
-  try:
-    with pytest.raises(terminal.UserError) as caught:
-      replay.lock(logdir)
-    message = str(caught.value)
-    assert str(logdir) in message and str(owner.pid) in message
-    assert '\n' not in message
-    owner.kill()
-    owner.wait()
-    os.kill(child, 0)  # What the owner started is alive and has no lock.
-    with replay.lock(logdir) as held:
-      assert (logdir / '.lock').read_text().startswith(str(os.getpid()))
-      with pytest.raises(terminal.UserError, match=str(os.getpid())):
-        replay.lock(logdir)
-    assert held.closed
-    replay.lock(logdir).close()
-  finally:
-    owner.kill()
-    os.kill(child, signal.SIGKILL)
-    owner.communicate()
-
-
-def test_lock_in_a_place_that_cannot_be_written(tmp_path):
-  (tmp_path / 'file').write_text('')
-  with pytest.raises(terminal.UserError, match='cannot be written'):
-    replay.lock(tmp_path / 'file' / 'run')
 
 
 # Scale.

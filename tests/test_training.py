@@ -11,7 +11,7 @@ import pytest
 
 from common import terminal
 from common.backend import tf
-from data import checkpoints, replay
+from data import checkpoints, logdir, replay
 import dreamer
 import running
 from runs import loop, workers
@@ -178,7 +178,7 @@ def test_free_flags_may_change(copy):
 
 
 def test_log_directory_in_use(copy, stopped, capfd):
-  with replay.lock(copy):
+  with logdir.Logdir(copy).lock():
     assert running.run(copy) == 2
   assert f'process {os.getpid()}' in error_line(capfd)
   assert running.content(copy) == running.content(stopped)

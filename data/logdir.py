@@ -1,0 +1,119 @@
+"""The files of a log directory: their names, the configuration, the lock."""
+
+import fcntl
+import json
+import os
+import pathlib
+import socket
+
+from common import files, terminal
+
+CHECKPOINT = 'variables.pkl'
+SOURCE = 'source.pkl'
+CONFIG = 'config.json'
+METRICS = 'metrics.jsonl'
+EPISODES = 'episodes'
+TRANSFER = 'transfer.txt'
+LOCK = '.lock'
+
+
+class Logdir:
+  """The log directory of one run, which need not exist."""
+
+  def __init__(self, path):
+    self.path = pathlib.Path(path)
+
+  def __str__(self):
+    return str(self.path)
+
+  @property
+  def checkpoint(self):
+    """Everything that continuing needs; the public scripts' agents too."""
+    return self.path / CHECKPOINT
+
+  @property
+  def source(self):
+    """The checkpoint of another run, from which this one began."""
+    return self.path / SOURCE
+
+  @property
+  def config(self):
+    """Flags, script and identity of the run, as JSON."""
+    return self.path / CONFIG
+
+  @property
+  def metrics(self):
+    """A line of JSON for each report."""
+    return self.path / METRICS
+
+  @property
+  def episodes(self):
+    """Directory of the episodes that replay draws from."""
+    return self.path / EPISODES
+
+  @property
+  def transfer(self):
+    """Report of what a transfer did to the variables."""
+    return self.path / TRANSFER
+
+  def worker(self, index):
+    """Saved state of one of several machines that train together."""
+    return self.path / f'worker{index}.pkl'
+
+  def read_config(self):
+    """The saved flags, script and identity of the run.
+
+    Empty if there is no such file, or it does not hold a JSON object.
+
+    Raises:
+      UserError: The file is there but cannot be read.
+    """
+    try:
+      values = json.loads(self.config.read_bytes())
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+      return {}
+    except OSError as error:
+      raise terminal.UserError(
+          f'{self.config} cannot be read: {error.strerror}; check its '
+          'permissions and the disk.') from error
+    return values if isinstance(values, dict) else {}
+
+  def write_config(self, values):
+    """Writes flags, script and identity of the run, whole or not at all."""
+    files.write_text(self.config, json.dumps(values, indent=2) + '\n')
+
+  def lock(self):
+    """Takes the directory for this process, and makes it if needed.
+
+    Returns:
+      An open file; the lock lasts until it is closed or the process ends.
+
+    Raises:
+      UserError: Another run, named with its process id, has the directory, or
+        nothing can be written there.
+    """
+    with files.writing(self.path):
+      self.path.mkdir(parents=True, exist_ok=True)
+      file = (self.path / LOCK).open('a+')
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      file.seek(0)
+      holder = file.read().strip() or 'unknown'
+      file.close()
+      raise terminal.UserError(
+          f'Another run (process {holder}) uses {self.path}: wait for it, '
+          'stop it, or choose another --logdir.') from None
+    except OSError as error:
+      terminal.warn(
+          f'{self.path} cannot be locked against other runs: {error}.')
+    file.truncate(0)
+    file.write(f'{os.getpid()} on {socket.gethostname()}')
+    file.flush()
+    return file
+
+
+def checkpoint_in(path):
+  """The file that a path names: itself, or a log directory's checkpoint."""
+  path = pathlib.Path(path)
+  return Logdir(path).checkpoint if path.is_dir() else path
