@@ -23,7 +23,7 @@ import re
 
 import numpy as np
 
-from common import terminal
+from common import options, terminal
 from data.logdir import Logdir, checkpoint_in
 import dreamer
 import transfer
@@ -32,20 +32,7 @@ RULES = ('reset', 'scale', 'copy')
 IMG1 = 'dynamics/img1/kernel'
 
 
-def define_config():
-  config = transfer.define_config()
-  define = config.define
-  define('transfer', False, 'Start from a source instead of from scratch.')
-  define('transfer_factor', 0.2, 'ω, the share of the source in what is '
-         'scaled; 0 is modular transfer alone.', least=0)
-  define('source', '', 'Log directory or checkpoint to transfer from. Without '
-         'it, variables.pkl in the new log directory, which becomes '
-         'source.pkl.')
-  define('reset', f'^actor/hout|^{IMG1}/action', 'Names that stay fresh.')
-  define('scale', '^(reward|value|pcont)/hout', 'Names that get ω of the '
-         'source.')
-  define('copy', '.*', 'Names that are copied.')
-  return config
+define_config = options.fractional
 
 
 class FractionalTransfer(dreamer.Dreamer):

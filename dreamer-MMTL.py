@@ -17,27 +17,13 @@ and decoder.pkl, looked for in the log directory and the one above it, and
 ./stored_meta/HalfCheetahBulletEnv-v0.pkl or just cheetah.pkl.
 """
 
-from common import terminal
+from common import options, terminal
 import dreamer
 import models
 import transfer
 
 
-def define_config():
-  config = transfer.define_config()
-  define = config.define
-  define('encoder', '', 'Module file, checkpoint or log directory with the '
-         'encoder. Without it, encoder.pkl in the log directory or above.')
-  define('decoder', '', 'The same for the decoder; it is trained if neither '
-         "there nor in the encoder's file there is one.")
-  define('n_meta', 0, 'Number of source reward models.', least=0,
-         most=transfer.MOST)
-  transfer.define_numbered(
-      config, 'meta', 'Source reward model {}: a task in ./stored_meta, or '
-      'the path of a module file, checkpoint or log directory.')
-  define('num_meta_lay', 1, 'Hidden layers between the predictions of the '
-         'sources and the reward.', least=0)
-  return config
+define_config = options.meta_model
 
 
 def tasks(config):

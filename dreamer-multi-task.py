@@ -20,17 +20,12 @@ start from the first: dreamer-FTL.py from all of it, dreamer-MMTL.py from its
 encoder. It may be continued with the same command.
 """
 
-from common import terminal
+from common import options, terminal
 import dreamer
 import transfer
 
 
-def define_config():
-  """The flags of all transfer scripts, and one that people give to all."""
-  config = transfer.define_config()
-  config.define(
-      'transfer', False, 'Only False here; to transfer, see dreamer-FTL.py.')
-  return config
+define_config = options.multi_task
 
 
 def tasks(config):

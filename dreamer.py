@@ -13,140 +13,20 @@ import re
 
 import numpy as np
 
-from common import files, flags, terminal
+from common import files, options, terminal
 from common.backend import tf, tfd
 from data import checkpoints
 from data.logdir import CHECKPOINT, Logdir
 import models
 import tools
 
-SCRIPTS = (
-    'dreamer.py', 'dreamer-multi-task.py', 'dreamer-FTL.py', 'dreamer-MMTL.py')
+SCRIPTS = tuple(options.SCRIPTS)
+
+define_config = options.dreamer
 
 # AutoGraph, which nothing here needs, would make building the graphs slower.
 function = functools.partial(
     tf.function, reduce_retracing=True, autograph=False)
-
-
-def define_config():
-  """Every flag, its default (the published value) and what it does."""
-  config = flags.Config()
-  define = config.define
-
-  config.heading('General')
-  define('logdir', pathlib.Path('.'), 'Directory of the run: checkpoints, '
-         'episodes, metrics. A run that is there already is continued.')
-  define('preset', 'paper', 'Set of values to start from: paper is the '
-         'defaults, cpu learns on two cores, debug is for tests. Flags given '
-         'beside it win.', ['paper', 'cpu', 'debug'])
-  define('seed', 0, 'Fixes environments, action sampling, replay and '
-         'initial weights.', least=0, most=2 ** 31 - 1)
-  define('steps', int(5e6), 'Environment steps to train for; all tasks and '
-         'environments count together.', least=0)
-  define('eval_every', int(1e4), 'Environment steps between evaluations.',
-         least=1)
-  define('eval_episodes', 1, 'Episodes of each task in an evaluation.',
-         least=1)
-  define('log_every', int(1e3), 'Environment steps between log lines.',
-         least=1)
-  define('log_scalars', True, "Whether to log the agent's metrics.")
-  define('log_images', True, 'Whether to log videos of evaluation episodes '
-         'and open-loop predictions.')
-  define('log_histograms', False, 'Whether to log histograms of all variables '
-         'at evaluations.')
-  define('save_every', 600.0, 'Seconds between checkpoints.', least=0)
-  define('gpu_growth', True, 'Whether to take GPU memory only as needed.')
-  define('threads', 0, 'Threads of TensorFlow; 0 takes all cores. With 1, '
-         'runs repeat bit for bit.', least=0)
-  define('precision', 'auto', 'Bits of the networks; auto is 16 on a GPU and '
-         '32 on a CPU.', ['auto', '16', 'bfloat16', '32'])
-  define('jit', False, 'Whether to compile the training step with XLA.')
-  define('allow_changes', False, 'Continue a run although flags differ from '
-         'those it was started with.')
-
-  config.heading('Environment')
-  define('task', 'dmc_walker_walk', 'A PyBullet id such as '
-         'HopperBulletEnv-v0, dmc_DOMAIN_TASK, atari_GAME, a registered '
-         'Gymnasium id, or MODULE:FUNCTION that returns an environment.')
-  define('envs', 1, 'Environments that collect side by side.', least=1)
-  define('parallel', 'none', 'Where environments run.',
-         ['none', 'thread', 'process'])
-  define('action_repeat', 2, 'Environment steps that an action is held for.',
-         least=1)
-  define('time_limit', 1000, 'Environment steps after which an episode is '
-         'cut.', least=1)
-  define('termination', False, 'Let PyBullet tasks end episodes by their own '
-         'rules; turns pcont on.')
-  define('render', 'default', 'Rendering of DeepMind Control; fast leaves out '
-         'shadows and reflections.', ['default', 'fast'])
-  define('prefill', 5000, 'Environment steps of random actions before '
-         'training.', least=0)
-  define('eval_noise', 0.0, 'Exploration noise during evaluation.', least=0)
-  define('clip_rewards', 'none', 'Function that rewards are passed through '
-         'before learning.', ['none', 'tanh'])
-
-  config.heading('Model')
-  define('deter_size', 200, 'Units of the deterministic state.', least=1)
-  define('stoch_size', 30, 'Size of the stochastic state.', least=1)
-  define('num_units', 400, 'Units of a hidden layer of reward, value, pcont '
-         'and actor.', least=1)
-  define('dense_act', 'elu', 'Activation of dense layers.',
-         ['elu', 'relu', 'tanh', 'selu', 'swish'])
-  define('cnn_act', 'relu', 'Activation of convolutions.',
-         ['relu', 'elu', 'tanh', 'selu', 'swish'])
-  define('cnn_depth', 32, 'Channels of the first convolution.', least=1)
-  define('pcont', False, 'Model the end of episodes.')
-  define('free_nats', 3.0, 'Divergence below which the model is not '
-         'penalised.', least=0)
-  define('kl_scale', 1.0, 'Weight of the divergence.', least=0)
-  define('pcont_scale', 10.0, 'Weight of the loss of pcont.', least=0)
-  define('weight_decay', 0.0, 'Share that matching variables shrink by at '
-         'each update.', least=0, most=1)
-  define('weight_decay_pattern', '.*', 'Names of the variables that decay.')
-  define('freeze', '', 'Names (a regular expression) of variables that are '
-         'never trained.')
-
-  config.heading('Training')
-  define('batch_size', 50, 'Sequences in a batch.', least=1)
-  define('batch_length', 50, 'Records in a sequence.', least=2)
-  define('train_every', 1000, 'Environment steps between trainings.', least=1)
-  define('train_steps', 100, 'Updates in a training.', least=1)
-  define('pretrain', 100, 'Updates in the first training.', least=0)
-  define('model_lr', 6e-4, 'Learning rate of the world model.', least=0)
-  define('value_lr', 8e-5, 'Learning rate of the value.', least=0)
-  define('actor_lr', 8e-5, 'Learning rate of the actor.', least=0)
-  define('grad_clip', 100.0, 'Limit of the norm of a gradient.', above=0)
-  define('dataset_balance', False, 'Draw more sequences from the ends of '
-         'episodes.')
-  define('replay_memory', 0.0, 'GiB that replay may hold; 0 suits itself to '
-         'the machine.', least=0)
-
-  config.heading('Behaviour')
-  define('discount', 0.99, 'Weight of the future, a step.', least=0, most=1)
-  define('disclam', 0.95, 'λ of the returns.', least=0, most=1)
-  define('horizon', 15, 'Imagined steps.', least=3)
-  define('action_dist', 'tanh_normal', 'Distribution of actions.',
-         ['tanh_normal', 'onehot'])
-  define('action_init_std', 5.0, 'Standard deviation of an untrained actor, '
-         'before tanh.', above=0)
-  define('expl', 'additive_gaussian', 'Kind of exploration.',
-         ['additive_gaussian', 'completely_random', 'epsilon_greedy'])
-  define('expl_amount', 0.3, 'Standard deviation or probability of '
-         'exploration.', least=0)
-  define('expl_decay', 0.0, 'Environment steps in which the amount halves; 0 '
-         'keeps it.', least=0)
-  define('expl_min', 0.0, 'Least amount of exploration.', least=0)
-
-  config.preset('paper')
-  config.preset(
-      'cpu', cnn_depth=16, deter_size=128, num_units=128, batch_size=8,
-      batch_length=16)
-  config.preset(
-      'debug', cnn_depth=2, deter_size=12, stoch_size=4, num_units=16,
-      batch_size=4, batch_length=10, horizon=5, prefill=200, time_limit=100,
-      train_every=100, train_steps=2, pretrain=2, eval_every=200,
-      log_every=100, steps=600)
-  return config
 
 
 class Dreamer:

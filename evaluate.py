@@ -29,16 +29,16 @@ def define_config():
   config = flags.Config()
   define = config.define
   define('from', '', 'Log directory, or checkpoint in either format.')
-  define('episodes', 10, 'Episodes of each task.', least=1)
+  define('episodes', 10, 'Episodes of each task.', low=1)
   define('task', '', 'Task to play in place of those that the agent was '
          'trained on.')
   define('video', '', 'File for a film of the first episode: a .gif, or an '
          '.mp4 where there is ffmpeg. Of several tasks, each gets a file with '
          'its name in it.')
-  define('size', 256, 'Height and width of the film in pixels.', least=16,
-         most=1024)
-  define('seed', 0, 'Fixes the episodes and the actions.', least=0,
-         most=2 ** 31 - 1)
+  define('size', 256, 'Height and width of the film in pixels.', low=16,
+         high=1024)
+  define('seed', 0, 'Fixes the episodes and the actions.', low=0,
+         high=2 ** 31 - 1)
   return config
 
 

@@ -31,10 +31,10 @@ def define_config():
   define = config.define
   define('from', '', 'Log directory, or checkpoint in either format.')
   define('episode', '', 'File of an episode; else the newest of the run.')
-  define('start', 0, 'First record of the episode to show.', least=0)
-  define('context', 5, 'Records that the model sees.', least=1)
-  define('length', 50, 'Records to show, if the episode has as many.', least=2)
-  define('seed', 0, "Fixes the model's samples.", least=0, most=2 ** 31 - 1)
+  define('start', 0, 'First record of the episode to show.', low=0)
+  define('context', 5, 'Records that the model sees.', low=1)
+  define('length', 50, 'Records to show, if the episode has as many.', low=2)
+  define('seed', 0, "Fixes the model's samples.", low=0, high=2 ** 31 - 1)
   define('out', 'strip.png', 'File to write, a .png or .pdf.')
   return config
 

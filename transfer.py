@@ -1,38 +1,19 @@
-"""What the transfer scripts share: their flags, where files lie, the report."""
+"""What the transfer scripts share: their tasks, where files lie, the report."""
 
 import math
 import pathlib
 import re
 
-from common import terminal
+from common import options, terminal
 from data import checkpoints
 from data.logdir import checkpoint_in
-import dreamer
 
-MOST = 8
 STORED = pathlib.Path('stored_meta')
-
-
-def define_config():
-  """The flags of `dreamer.py` with several tasks in place of one."""
-  config = dreamer.define_config()
-  config.define('task', '', 'Of dreamer.py; here tasks have numbers.')
-  config.define('envs', 0, 'One for each task: 0, or the number of tasks.',
-                least=0)
-  config.heading('Transfer')
-  define_numbered(config, 'task', 'Task {}, named as in dreamer.py.')
-  return config
-
-
-def define_numbered(config, name, meaning):
-  """Defines `name1`, `name2`, …"""
-  for number in range(1, MOST + 1):
-    config.define(f'{name}{number}', '', meaning.format(number))
 
 
 def numbered(config, name):
   """The values given for `name1`, `name2`, …, which leave no gap."""
-  values = [getattr(config, f'{name}{i + 1}') for i in range(MOST)]
+  values = [getattr(config, f'{name}{i + 1}') for i in range(options.NUMBERED)]
   count = sum(map(bool, values))
   if not all(values[:count]):
     raise terminal.UserError(

@@ -26,16 +26,24 @@ class Config:
     self._headings[len(self._flags)] = text
 
   def define(
-      self, name, default, meaning, choices=None, least=None, most=None,
-      above=None):
-    """Adds a flag.
+      self, name, default, meaning, choices=None, low=None, high=None,
+      positive=False, fixed=True, method=True):
+    """Adds a flag, or replaces the one of that name.
 
-    Its type is that of the default. `choices` lists what is allowed, `least`
-    and `most` bound a number, `above` is a bound that itself is not allowed.
+    Args:
+      name: of the flag, without dashes.
+      default: value, whose type is that of the flag.
+      meaning: sentences for `--help`.
+      choices: list of the values that are allowed.
+      low: smallest number that is allowed.
+      high: largest number that is allowed.
+      positive: whether a number must be greater than 0.
+      fixed: whether a run must keep the value when it is continued.
+      method: whether runs with other values are another method in plots.
     """
     self._flags[name] = dict(
-        default=default, meaning=meaning, choices=choices, least=least,
-        most=most, above=above)
+        default=default, meaning=meaning, choices=choices, low=low, high=high,
+        positive=positive, fixed=fixed, method=method)
     self._values[name] = default
 
   def preset(self, name, **values):
@@ -117,6 +125,21 @@ class Config:
     """Whether a flag was given by name, not by default or by a preset."""
     self._known(name)
     return name in self._given
+
+  def default(self, name):
+    """The default of a flag, as `plain` gives values."""
+    self._known(name)
+    return _plain(self._flags[name]['default'])
+
+  def fixed(self, name):
+    """Whether a run must keep the value of a flag when it is continued."""
+    self._known(name)
+    return self._flags[name]['fixed']
+
+  def method(self, name):
+    """Whether runs with other values of a flag are another method in plots."""
+    self._known(name)
+    return self._flags[name]['method']
 
   def command(self, argv, usage):
     """Reads the flags of a program; `--help` prints the manual and ends it."""
@@ -209,15 +232,15 @@ class Config:
               f' Did you mean {near[0]}?' if near else ''))
     if isinstance(value, float) and value != value:
       raise terminal.UserError(f'--{name} takes a number, not nan.')
-    for bound, wrong in (
-        ('least', lambda limit: value < limit),
-        ('most', lambda limit: value > limit),
-        ('above', lambda limit: value <= limit)):
-      limit = flag[bound]
-      if limit is not None and wrong(limit):
-        words = dict(least='at least', most='at most', above='more than')
-        raise terminal.UserError(
-            f'--{name} must be {words[bound]} {limit}, not {value}.')
+    low, high = flag['low'], flag['high']
+    if low is not None and value < low:
+      raise terminal.UserError(
+          f'--{name} must be at least {low}, not {value}.')
+    if high is not None and value > high:
+      raise terminal.UserError(
+          f'--{name} must be at most {high}, not {value}.')
+    if flag['positive'] and value <= 0:
+      raise terminal.UserError(f'--{name} must be more than 0, not {value}.')
     return value
 
 

@@ -26,7 +26,7 @@ import subprocess
 import sys
 import time
 
-from common import files, flags, terminal
+from common import files, flags, options, terminal
 from data import checkpoints
 from data.logdir import CONFIG, Logdir, TRANSFER
 
@@ -65,8 +65,6 @@ FLAGS = dict(
 TRIAL_TASK = 'InvertedPendulumBulletEnv-v0'
 TRIAL = dict(steps=60_000, eval_every=2500)
 
-# Flags that may differ from those of a run that is complete.
-NEUTRAL = 'steps', 'threads', 'eval_every', 'log_images'
 AGENT_LINES = 200  # that are kept of a run's metrics.jsonl
 
 
@@ -81,7 +79,7 @@ def define_config():
   define('plots', pathlib.Path('./plots'), 'Where --do try draws.')
   define('only', '', 'Pattern on TASK/METHOD/SEED: these runs, and the sources '
          'that they need.')
-  define('jobs', 2, 'Runs side by side; each takes a core.', least=1)
+  define('jobs', 2, 'Runs side by side; each takes a core.', low=1)
   return config
 
 
@@ -234,11 +232,11 @@ def saved_flags(folder):
 
 
 def is_of(run, folder):
-  """Whether what a directory holds was made with the flags of a run."""
-  saved, expected = saved_flags(folder), {'script': run.script, **run.flags}
-  return all(
-      saved.get(key) == value for key, value in expected.items()
-      if key not in NEUTRAL)
+  """Whether a directory holds a run with these flags, or continues as one."""
+  saved, config = saved_flags(folder), options.SCRIPTS[run.script]()
+  return saved.get('script') == run.script and all(
+      saved.get(key) == value for key, value in run.flags.items()
+      if config.fixed(key))
 
 
 def reached(run, key='step'):

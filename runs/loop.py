@@ -21,13 +21,6 @@ from runs import devices, driver, logs, workers
 import tools
 import wrappers
 
-# Flags that may change when a run is continued; the others define the run.
-FREE = {
-    'logdir', 'preset', 'steps', 'eval_every', 'eval_episodes', 'log_every',
-    'log_scalars', 'log_images', 'log_histograms', 'save_every', 'gpu_growth',
-    'threads', 'precision', 'jit', 'parallel', 'replay_memory',
-    'allow_changes'}
-
 
 def main(argv, usage, define_config, agent_class, tasks=None):
   """Runs an entry script.
@@ -408,10 +401,13 @@ class Run:
     saved = self._logdir.read_config() or self._config_of_checkpoint()
     if not saved:
       return uuid.uuid4().hex
-    mine = dict(self._config.plain(), script=self._class.script)
+    mine = {
+        name: value for name, value in self._config.plain().items()
+        if self._config.fixed(name)}
     changes = {
-        name: (saved[name], value) for name, value in mine.items()
-        if name not in FREE and saved.get(name, value) != value}
+        name: (saved[name], value)
+        for name, value in dict(mine, script=self._class.script).items()
+        if saved.get(name, value) != value}
     if changes and not self._config.allow_changes:
       words = ', '.join(
           f'{name} was {old}, now {new}' for name, (old, new)

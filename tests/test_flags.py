@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from common import flags, terminal
+from common import flags, options, terminal
 import dreamer
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -63,6 +63,69 @@ def test_precision_follows_the_device(monkeypatch):
   devices.append('GPU:0')
   assert dreamer.compute_dtype('auto') == 'mixed_float16'
   assert dreamer.compute_dtype('32') == 'float32'
+
+
+@pytest.mark.parametrize('script, defaults', [
+    ('dreamer-multi-task.py', {}),
+    ('dreamer-FTL.py', dict(transfer_factor=0.2, source='')),
+    ('dreamer-MMTL.py', dict(
+        n_meta=0, num_meta_lay=1, encoder='', decoder='',
+        **{f'meta{i}': '' for i in range(1, 9)}))])
+def test_defaults_of_the_transfer_scripts(script, defaults):
+  config = options.SCRIPTS[script]()
+  expected = {
+      **DEFAULTS, 'task': '', 'envs': 0, **defaults,
+      **{f'task{i}': '' for i in range(1, 9)}}
+  for name, value in expected.items():
+    assert getattr(config, name) == value
+    assert type(getattr(config, name)) is type(value)
+  if 'transfer' in config:
+    assert config.transfer is False
+
+
+### Meaning for the rest of the program ###
+
+
+def test_flags_that_may_change_when_a_run_is_continued(config):
+  assert {name for name in config.plain() if not config.fixed(name)} == {
+      'logdir', 'preset', 'steps', 'eval_every', 'eval_episodes', 'log_every',
+      'log_scalars', 'log_images', 'log_histograms', 'save_every',
+      'gpu_growth', 'threads', 'precision', 'jit', 'parallel',
+      'replay_memory', 'allow_changes'}
+
+
+def test_flags_that_make_no_method(config):
+  """Bookkeeping and speed; the task and the seed, which plots show anyway."""
+  names = {name for name in config.plain() if not config.method(name)}
+  free = {name for name in config.plain() if not config.fixed(name)}
+  assert names == free | {'task', 'seed', 'envs'}
+  fractional = options.fractional()
+  for name in ('source', 'scale', 'reset', 'copy', 'discount'):
+    assert fractional.method(name)
+  # The names of methods in plots tell these: FTL ω=0.2, MMTL N=2.
+  assert not fractional.method('transfer_factor')
+  meta = options.meta_model()
+  assert not meta.method('n_meta')
+  assert meta.method('encoder') and meta.method('meta1')
+  assert not meta.method('task8')
+
+
+def test_questions_about_flags_that_are_not_there(config):
+  for ask in (config.fixed, config.method, config.default, config.given):
+    with pytest.raises(AttributeError, match='batch_lenght.*batch_length'):
+      ask('batch_lenght')
+  assert config.default('steps') == 5_000_000
+  config.steps = 5
+  assert config.default('steps') == 5_000_000
+
+
+def test_declarations_need_no_tensorflow():
+  """So that plots may ask them, and --help answers at once."""
+  subprocess.run([sys.executable, '-c', (
+      'import sys; from common import options; '
+      '[define() for define in options.SCRIPTS.values()]; '
+      'assert not {"tensorflow", "numpy", "gymnasium"} & set(sys.modules)')],
+      cwd=ROOT, check=True)
 
 
 ### Parsing ###
@@ -240,7 +303,7 @@ def test_help_is_the_manual(config, capsys):
       assert float(default) == value, name
     else:
       assert default == (str(value) or "''"), name
-  assert 'Let PyBullet tasks end episodes' in text
+  assert 'Let PyBullet tasks terminate episodes' in text
   assert max(map(len, text.splitlines())) <= 80
   for preset in ('paper', 'cpu', 'debug'):
     assert f'--preset {preset}' in text

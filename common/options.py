@@ -1,0 +1,231 @@
+"""The flags of the training scripts: each with its default and its meaning.
+
+Defaults are the published values. TensorFlow is never imported here, so that
+`--help` answers at once and plots can ask which flags make a method.
+
+`fixed=False` marks a flag that may change when a run is continued;
+`method=False` one that tells no methods apart in plots, either since the same
+is learned with every value or since a plot shows it elsewhere, as it does the
+task and the seed.
+"""
+
+import pathlib
+
+from common import flags
+
+NUMBERED = 8  # Tasks of a run, and source reward models, at most.
+
+
+def dreamer():
+  """The flags of dreamer.py."""
+  config = flags.Config()
+  define = config.define
+
+  config.heading('General')
+  define('logdir', pathlib.Path('.'), 'Directory of the run: checkpoints, '
+         'episodes, metrics. A run that is there already is continued.',
+         fixed=False, method=False)
+  define('preset', 'paper', 'Set of values to start from: paper is the '
+         'defaults, cpu learns on two cores, debug is for tests. Flags given '
+         'as well win over it.', ['paper', 'cpu', 'debug'], fixed=False,
+         method=False)
+  define('seed', 0, 'Seed of the environments, the actions, the batches and '
+         'the initial weights.', low=0, high=2 ** 31 - 1, method=False)
+  define('steps', int(5e6), 'Environment steps to train for, those of all '
+         'tasks and environments together.', low=0, fixed=False, method=False)
+  define('eval_every', int(1e4), 'Environment steps between evaluations.',
+         low=1, fixed=False, method=False)
+  define('eval_episodes', 1, 'Episodes of each task in an evaluation.',
+         low=1, fixed=False, method=False)
+  define('log_every', int(1e3), "Environment steps between logs of the agent's "
+         'metrics.', low=1, fixed=False, method=False)
+  define('log_scalars', True, "Whether to log the agent's metrics.",
+         fixed=False, method=False)
+  define('log_images', True, 'Whether to log videos of evaluation episodes '
+         'and of open-loop predictions.', fixed=False, method=False)
+  define('log_histograms', False, 'Whether to log histograms of all variables '
+         'at evaluations.', fixed=False, method=False)
+  define('save_every', 600.0, 'Seconds between checkpoints.', low=0,
+         fixed=False, method=False)
+  define('gpu_growth', True, 'Whether to take GPU memory as it is needed '
+         'instead of all at once.', fixed=False, method=False)
+  define('threads', 0, 'Threads of TensorFlow; 0 takes all cores. With 1, '
+         'runs repeat bit for bit.', low=0, fixed=False, method=False)
+  define('precision', 'auto', 'Floating-point format of the networks; auto is '
+         '16 on a GPU and 32 on a CPU.', ['auto', '16', 'bfloat16', '32'],
+         fixed=False, method=False)
+  define('jit', False, 'Whether to compile the update with XLA.', fixed=False,
+         method=False)
+  define('allow_changes', False, 'Continue a run although flags differ from '
+         'those it was started with.', fixed=False, method=False)
+
+  config.heading('Environment')
+  define('task', 'dmc_walker_walk', 'Task to learn: a PyBullet id such as '
+         'HopperBulletEnv-v0, dmc_DOMAIN_TASK, atari_GAME, a registered '
+         'Gymnasium id, or MODULE:FUNCTION that returns an environment.',
+         method=False)
+  define('envs', 1, 'Environments that collect episodes side by side.', low=1,
+         method=False)
+  define('parallel', 'none', 'Where environments run: in this thread (none), '
+         'in threads, or in processes.', ['none', 'thread', 'process'],
+         fixed=False, method=False)
+  define('action_repeat', 2, 'Environment steps for which a decision is '
+         'repeated.', low=1)
+  define('time_limit', 1000, 'Environment steps after which an episode is '
+         'truncated.', low=1)
+  define('termination', False, 'Let PyBullet tasks terminate episodes by their '
+         'own rules; turns pcont on.')
+  define('render', 'default', 'Rendering of DeepMind Control; fast leaves out '
+         'shadows and reflections.', ['default', 'fast'])
+  define('prefill', 5000, 'Environment steps with random actions before '
+         'training.', low=0)
+  define('eval_noise', 0.0, 'Amount of exploration during evaluation.', low=0)
+  define('clip_rewards', 'none', 'Function applied to rewards before they are '
+         'learned.', ['none', 'tanh'])
+
+  config.heading('World model')
+  define('deter_size', 200, 'Units of the deterministic state (GRU).', low=1)
+  define('stoch_size', 30, 'Dimensions of the stochastic state (Gaussian).',
+         low=1)
+  define('num_units', 400, 'Units of a hidden layer of the reward, value, '
+         'pcont and actor networks.', low=1)
+  define('dense_act', 'elu', 'Activation of dense layers.',
+         ['elu', 'relu', 'tanh', 'selu', 'swish'])
+  define('cnn_act', 'relu', 'Activation of convolutions.',
+         ['relu', 'elu', 'tanh', 'selu', 'swish'])
+  define('cnn_depth', 32, 'Channels of the first convolution; later layers '
+         'have multiples.', low=1)
+  define('pcont', False, 'Learn to predict the discount, and with it the end '
+         'of episodes.')
+  define('free_nats', 3.0, 'Free nats: KL divergence of posterior and prior '
+         'below which it has no gradient.', low=0)
+  define('kl_scale', 1.0, 'Scale β of the KL divergence in the model loss.',
+         low=0)
+  define('pcont_scale', 10.0, 'Scale of the log-likelihood of the discount in '
+         'the model loss.', low=0)
+  define('weight_decay', 0.0, 'Decoupled weight decay: fraction by which '
+         'matching variables shrink at an update.', low=0, high=1)
+  define('weight_decay_pattern', '.*', 'Regular expression for the names of '
+         'variables that decay.')
+  define('freeze', '', 'Regular expression for the names of variables that '
+         'are never trained.')
+
+  config.heading('Training')
+  define('batch_size', 50, 'Sequences in a batch (B).', low=1)
+  define('batch_length', 50, 'Time steps in a sequence (T).', low=2)
+  define('train_every', 1000, 'Environment steps between phases of training.',
+         low=1)
+  define('train_steps', 100, 'Updates in a phase of training.', low=1)
+  define('pretrain', 100, 'Updates in the first phase of training.', low=0)
+  define('model_lr', 6e-4, 'Learning rate of the world model.', low=0)
+  define('value_lr', 8e-5, 'Learning rate of the value network.', low=0)
+  define('actor_lr', 8e-5, 'Learning rate of the actor.', low=0)
+  define('grad_clip', 100.0, 'Global norm to which gradients are clipped.',
+         positive=True)
+  define('dataset_balance', False, 'Draw more sequences from the ends of '
+         'episodes.')
+  define('replay_memory', 0.0, 'Memory in GiB that replay may take; 0 takes a '
+         'share of what is free.', low=0, fixed=False, method=False)
+
+  config.heading('Behaviour')
+  define('discount', 0.99, 'Discount factor γ per decision.', low=0, high=1)
+  define('disclam', 0.95, 'λ of the λ-returns.', low=0, high=1)
+  define('horizon', 15, 'Imagination horizon H, in decisions.', low=3)
+  define('action_dist', 'tanh_normal', 'Action distribution of the actor; '
+         'tasks with discrete actions have onehot.', ['tanh_normal', 'onehot'])
+  define('action_init_std', 5.0, 'Initial standard deviation of the actor, '
+         'before tanh.', positive=True)
+  define('expl', 'additive_gaussian', 'Exploration: noise added to actions, '
+         'random actions only, or random actions at times.',
+         ['additive_gaussian', 'completely_random', 'epsilon_greedy'])
+  define('expl_amount', 0.3, 'Amount of exploration: standard deviation of '
+         'additive_gaussian, probability of epsilon_greedy.', low=0)
+  define('expl_decay', 0.0, 'Environment steps in which the amount of '
+         'exploration halves; 0 keeps it.', low=0)
+  define('expl_min', 0.0, 'Minimum to which the amount of exploration decays.',
+         low=0)
+
+  config.preset('paper')
+  config.preset(
+      'cpu', cnn_depth=16, deter_size=128, num_units=128, batch_size=8,
+      batch_length=16)
+  config.preset(
+      'debug', cnn_depth=2, deter_size=12, stoch_size=4, num_units=16,
+      batch_size=4, batch_length=10, horizon=5, prefill=200, time_limit=100,
+      train_every=100, train_steps=2, pretrain=2, eval_every=200,
+      log_every=100, steps=600)
+  return config
+
+
+def _several_tasks():
+  """The flags of dreamer.py with several tasks in place of one."""
+  config = dreamer()
+  config.define('task', '', 'Of dreamer.py; here tasks have numbers.',
+                method=False)
+  config.define('envs', 0, 'One environment for each task: 0, or the number of '
+                'tasks.', low=0, method=False)
+  config.heading('Transfer')
+  _numbered(config, 'task', 'Task {}, named as in dreamer.py.', method=False)
+  return config
+
+
+def _numbered(config, name, meaning, **more):
+  """Defines `name1`, `name2`, …"""
+  for number in range(1, NUMBERED + 1):
+    config.define(f'{name}{number}', '', meaning.format(number), **more)
+
+
+def multi_task():
+  """The flags of dreamer-multi-task.py."""
+  config = _several_tasks()
+  config.define('transfer', False, 'Only False here; to transfer, see '
+                'dreamer-FTL.py.', method=False)
+  return config
+
+
+def fractional():
+  """The flags of dreamer-FTL.py."""
+  config = _several_tasks()
+  define = config.define
+  # The names of methods in plots tell these two: scratch, FTL ω=0.2.
+  define('transfer', False, 'Start from a source instead of from scratch.',
+         method=False)
+  define('transfer_factor', 0.2, 'Transfer factor ω, the fraction of the '
+         'source added to what is scaled; 0 is modular transfer alone.', low=0,
+         method=False)
+  define('source', '', 'Log directory or checkpoint to transfer from. Without '
+         'it, variables.pkl in the new log directory, which becomes '
+         'source.pkl.')
+  define('reset', '^actor/hout|^dynamics/img1/kernel/action', 'Regular '
+         'expression for the names of variables that stay fresh.')
+  define('scale', '^(reward|value|pcont)/hout', 'Regular expression for the '
+         'names of variables that get ω times the source.')
+  define('copy', '.*', 'Regular expression for the names of variables that are '
+         'copied.')
+  return config
+
+
+def meta_model():
+  """The flags of dreamer-MMTL.py."""
+  config = _several_tasks()
+  define = config.define
+  define('encoder', '', 'Module file, checkpoint or log directory with the '
+         'encoder. Without it, encoder.pkl in the log directory or its parent.')
+  define('decoder', '', 'The same for the decoder; it is trained if there is '
+         "none, nor one in the encoder's file.")
+  # The names of methods in plots tell it: MMTL N=2.
+  define('n_meta', 0, 'Number N of source reward models.', low=0,
+         high=NUMBERED, method=False)
+  _numbered(
+      config, 'meta', 'Source reward model {}: a task in ./stored_meta, or '
+      'the path of a module file, checkpoint or log directory.')
+  define('num_meta_lay', 1, 'Hidden layers of the reward model on features and '
+         'predictions of the sources.', low=0)
+  return config
+
+
+SCRIPTS = {
+    'dreamer.py': dreamer,
+    'dreamer-multi-task.py': multi_task,
+    'dreamer-FTL.py': fractional,
+    'dreamer-MMTL.py': meta_model}
