@@ -233,10 +233,11 @@ def saved_flags(folder):
 
 def is_of(run, folder):
   """Whether a directory holds a run with these flags, or continues as one."""
-  saved, config = saved_flags(folder), options.SCRIPTS[run.script]()
+  saved = saved_flags(folder)
+  config = options.SCRIPTS[run.script]().parse(run.words)
   return saved.get('script') == run.script and all(
-      saved.get(key) == value for key, value in run.flags.items()
-      if config.fixed(key))
+      saved.get(key, config.default(key)) == value
+      for key, value in config.plain().items() if config.fixed(key))
 
 
 def reached(run, key='step'):

@@ -201,7 +201,7 @@ def test_complete(run):
 
 
 @pytest.mark.parametrize('change', [
-    dict(seed=1), dict(script='dreamer-FTL.py'), dict(preset='debug'),
+    dict(seed=1), dict(script='dreamer-FTL.py'), dict(batch_size=4),
     dict(task='other')])
 def test_run_with_other_flags_is_not_complete(run, change):
   write_run(run, **change)
