@@ -1,19 +1,31 @@
 # `make help` lists what there is. ARGS="--flag value" passes flags on.
 SHELL := /bin/bash
-PYTHON ?= $(firstword $(foreach name,python3.11 python3.10 python3,\
-  $(shell $(name) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 12))' 2>/dev/null && echo $(name))))
 ARGS ?=
 RUN := .venv/bin/python
+PIP := $(RUN) -m pip install --disable-pip-version-check
+
+# Those first that have wheels of PyBullet.
+PYTHON ?= $(firstword $(foreach name,python3.11 python3.10 python3.13 python3.12 python3,\
+  $(shell $(name) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' 2>/dev/null && echo $(name))))
+# Whether NVIDIA's libraries are installed, without which TensorFlow sees no GPU.
+GPU := $(shell nvidia-smi >/dev/null 2>&1 && echo 1 || echo 0)
+READY := .venv/ready$(if $(filter-out 0,$(GPU)),-gpu)
+
+# What `make train` trains, with PyBullet and without.
+BULLET = $(shell $(RUN) -c 'import importlib.util as find; print(find.find_spec("pybullet") and 1 or "")' 2>/dev/null)
+BALANCE := --task InvertedPendulumBulletEnv-v0 --termination True --steps 1e5 \
+  --eval_every 2500 --eval_episodes 3
+STAND := --task dmc_walker_stand --render fast --steps 2e5 \
+  --eval_every 5000 --eval_episodes 2
 
 .PHONY: help train test slow chaos soak bench study try-transfer clean
 
 help:  ## Lists the targets.
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | column -t -s $$'\t'
 
-train: .venv/ready  ## Sets up, then trains a cart to balance a pole on a CPU.
-	$(RUN) dreamer.py --preset cpu --task InvertedPendulumBulletEnv-v0 \
-	  --termination True --logdir ./logdir/balance/dreamer/0 --steps 1e5 \
-	  --eval_every 2500 --eval_episodes 3 $(ARGS)
+train: $(READY)  ## Sets up, then trains a cart to balance a pole on a CPU.
+	@$(if $(BULLET),:,echo 'Without PyBullet (no wheels for this Python), a walker learns to stand.')
+	$(RUN) dreamer.py --preset cpu $(if $(BULLET),$(BALANCE),$(STAND)) $(ARGS)
 
 test: .venv/ready-test  ## Sets up, then runs the tests (not the slow ones).
 	$(RUN) -m pytest tests -m 'not slow' --numprocesses 2 --dist loadfile $(ARGS)
@@ -27,26 +39,40 @@ chaos: .venv/ready-test  ## Kills a run twenty times; reads 20,000 bad checkpoin
 soak: .venv/ready-test  ## Watches memory, files and processes of a run for an hour.
 	$(RUN) tests/soak.py $(ARGS)
 
-bench: .venv/ready  ## Measures speed: a table, bench.json and growth.png.
+bench: $(READY)  ## Measures speed: a table, bench.json and growth.png.
 	$(RUN) -m benchmarks.bench --plot growth.png $(ARGS)
 
-study: .venv/ready  ## Runs what is missing of the study in results/; may be stopped.
+study: $(READY)  ## Runs what is missing of the study in results/; may be stopped.
 	$(RUN) -m results.study $(ARGS)
 
-try-transfer: .venv/ready  ## Transfer from the stored source beside scratch, two curves.
+try-transfer: $(READY)  ## Transfer from the stored source beside scratch, two curves.
 	$(RUN) -m results.study --do try $(ARGS)
 
 clean:  ## Removes the virtual environments.
 	rm -rf .venv .venv-sheeprl
 
-.venv/bin/python:
-	@test -n '$(PYTHON)' || { echo 'error: Python 3.10 or 3.11 is needed (PyBullet has no newer wheels); name one with make PYTHON=...' >&2; exit 2; }
-	$(PYTHON) -m venv .venv
+# An environment whose pip does not work, as a failed `venv` leaves it, is made
+# anew, and so is one whose interpreter is gone.
+ifeq ($(realpath .venv/bin/python),)
+.PHONY: .venv/made
+endif
+.venv/made:
+	@test -n '$(PYTHON)' || { echo 'error: Python 3.10, 3.11, 3.12 or 3.13 is needed; name one with make PYTHON=...' >&2; exit 2; }
+	@$(RUN) -m pip --version >/dev/null 2>&1 || { \
+	  echo 'Making .venv with $(PYTHON); its packages take 3 GB and some minutes.'; \
+	  $(PYTHON) -m venv --clear .venv; } || { \
+	  echo 'error: $(PYTHON) cannot make a virtual environment; Debian and Ubuntu need apt-get install python3-venv' >&2; exit 2; }
+	@touch $@
 
-.venv/ready: requirements.txt | .venv/bin/python
-	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.txt
-	touch $@
+.venv/ready: requirements.txt .venv/made
+	$(PIP) -r requirements.txt
+	@$(RUN) -c 'import sys; sys.version_info < (3, 12) or print("PyBullet has no wheels for Python 3.12 and newer: *BulletEnv-v0 tasks are left out; DeepMind Control, Atari and Gymnasium are there.")'
+	@touch $@
 
-.venv/ready-test: .venv/ready tests/requirements.txt
-	$(RUN) -m pip install --quiet --disable-pip-version-check -r tests/requirements.txt
-	touch $@
+.venv/ready-gpu: requirements-gpu.txt .venv/ready
+	$(PIP) -r requirements-gpu.txt
+	@touch $@
+
+.venv/ready-test: $(READY) tests/requirements.txt
+	$(PIP) -r tests/requirements.txt
+	@touch $@

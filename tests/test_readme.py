@@ -1,23 +1,141 @@
-"""The README's examples do what it says of them."""
+"""The examples of README, docs/ and CONTRIBUTING do what is said of them."""
 
 import importlib
 import json
+import os
 import pathlib
 import re
 import shlex
+import subprocess
+import sys
 
 import numpy as np
 from PIL import Image
+import pytest
 
 import dreamer
 import wrappers
 
 ROOT = pathlib.Path(__file__).parent.parent
-README = (ROOT / 'README.md').read_text()
+README = ROOT / 'README.md'
+DOCS = sorted((ROOT / 'docs').glob('*.md'))
+PAGES = {
+    str(path.relative_to(ROOT)): path.read_text() for path in (
+        README, *DOCS, ROOT / 'CONTRIBUTING.md', ROOT / 'results/README.md')}
+COMMAND = re.compile(r'^(python3?|tensorboard) (.*)$', re.M)
+
+
+def page(name):
+  return PAGES[f'docs/{name}.md']
+
+
+def blocks(text, language):
+  """The code blocks of a page; `language` may be empty."""
+  return [
+      code for name, code in re.findall(
+          r'^```(\w*)\n(.*?)^```', text, re.M | re.S) if name == language]
+
+
+def parse(script, words):
+  """Parses the arguments of a command as its script does."""
+  if script in dreamer.SCRIPTS:
+    module = dreamer.script_module(script)
+  else:
+    module = importlib.import_module(
+        script.removesuffix('.py').replace('/', '.'))
+  if script == 'plotting.py':
+    return module.parse(words)
+  return module.define_config().parse(words)
+
+
+def test_readme_is_short():
+  assert len(PAGES['README.md'].splitlines()) <= 250
+
+
+def test_every_page_is_listed():
+  for path in DOCS:
+    if path.name != 'README.md':
+      assert f'(docs/{path.name})' in PAGES['README.md']
+      assert f'({path.name})' in page('README')
+
+
+def test_the_map_names_every_file_and_folder():
+  table = PAGES['README.md'].split('## Map of the code')[1].split('\n## ')[0]
+  named = re.findall(r'`([^`]+)`', ' '.join(
+      line.split(' | ')[0] for line in table.splitlines()))
+  code = {path.name for path in ROOT.glob('*.py')} | {
+      f'{path.parent.name}/' for path in ROOT.glob('*/__init__.py')}
+  assert set(named) == code | {'docs/', 'tests/'}
+
+
+def test_files_that_are_named_exist():
+  for name in ('README.md', 'docs/code.md', 'CONTRIBUTING.md'):
+    files = re.findall(r'`((?:[\w-]+/)*[\w-]+\.py)`', PAGES[name])
+    assert len(files) >= 1
+    for file in files:
+      assert (ROOT / file).exists() or file == 'my_tasks.py', f'{name}: {file}'
+
+
+def test_links_lead_somewhere():
+  count = 0
+  for name, text in PAGES.items():
+    for link in re.findall(r'\]\(([^)]+)\)', text):
+      if re.match('https?:', link):
+        continue
+      count += 1
+      target, _, anchor = link.partition('#')
+      path = (ROOT / name).parent / target if target else ROOT / name
+      assert path.exists(), f'{name}: {link}'
+      if anchor:
+        titles = re.findall(r'^#+ (.*)$', path.read_text(), re.M)
+        assert anchor in [
+            re.sub('[^a-z0-9 -]', '', title.lower()).replace(' ', '-')
+            for title in titles], f'{name}: {link}'
+  assert count >= 40
+
+
+@pytest.mark.parametrize('name', PAGES)
+def test_the_environment_is_activated_before_the_first_command(name):
+  text = PAGES[name]
+  command = COMMAND.search(text)
+  if command:
+    assert 'source .venv/bin/activate' in text[:command.start()]
+
+
+def test_commands_run_after_activation(tmp_path):
+  """A shell that has activated an environment finds what commands need."""
+  if not os.path.exists(os.path.join(sys.prefix, 'bin', 'activate')):
+    pytest.skip('Python runs outside of a virtual environment.')
+  os.symlink(sys.prefix, tmp_path / '.venv')
+  for name in ('dreamer.py', 'common'):
+    os.symlink(ROOT / name, tmp_path / name)
+  programs = {
+      match[1] for text in PAGES.values() for match in COMMAND.finditer(text)}
+  assert programs == {'python', 'python3', 'tensorboard'}
+  script = '\n'.join([
+      'set -e', 'source .venv/bin/activate',
+      *(f'{name} -c "import tensorflow.version"'
+        for name in programs if name.startswith('python')),
+      'command -v tensorboard'])
+  done = subprocess.run(
+      ['bash', '-c', script], cwd=tmp_path, capture_output=True, text=True,
+      env={'PATH': '/usr/bin:/bin'})
+  assert done.returncode == 0, done.stderr
+  assert os.path.samefile(
+      done.stdout.strip(), tmp_path / '.venv/bin/tensorboard')
+
+
+def test_pages_use_the_words_of_the_glossary():
+  """A picture is an image, a record a time step (but in a file's name)."""
+  for name, text in PAGES.items():
+    if not name.startswith('results/'):
+      text = re.sub(r'^```.*?^```', '', text, flags=re.M | re.S)
+      text = re.sub(r'`[^`\n]*`', '', text)
+      assert not re.search(r'\b(pictures?|records?)\b', text, re.I), name
 
 
 def test_environment_of_ones_own(tmp_path, monkeypatch):
-  code, = re.findall(r'```python\n# my_tasks.py\n(.*?)```', README, re.S)
+  code, = re.findall(r'```python\n# my_tasks.py\n(.*?)```', page('environments'), re.S)
   (tmp_path / 'my_tasks.py').write_text(code)
   monkeypatch.chdir(tmp_path)
   env = wrappers.make_env('my_tasks:Dot', time_limit=20)
@@ -33,26 +151,73 @@ def test_environment_of_ones_own(tmp_path, monkeypatch):
 
 
 def test_commands_have_the_flags_that_they_name():
-  """Every script and flag in the README's commands exists."""
-  import dreamer
-  commands = re.findall(r'^python3? (\S+\.py) (.*)$', README, re.M)
-  assert len(commands) >= 10
+  """Every script and flag in the commands of all pages exists."""
+  commands = [
+      found for text in PAGES.values() for found in re.findall(
+          r'^python3? (\S+\.py) (.*)$', text, re.M)]
+  assert len(commands) >= 26
   for script, rest in commands:
-    if script in dreamer.SCRIPTS:
-      module = dreamer.script_module(script)
-    else:
-      module = importlib.import_module(script.removesuffix('.py'))
-    words = shlex.split(rest)
-    if script == 'plotting.py':
-      module.parse(words)
-    else:
-      module.define_config().parse(words)
+    parse(script, shlex.split(rest, comments=True))
+
+
+def test_modules_have_the_flags_that_commands_name():
+  commands = [
+      found for text in PAGES.values() for found in re.findall(
+          r'^python3 -m ((?:results|benchmarks)\.\w+) (.*)$', text, re.M)]
+  assert len(commands) >= 2
+  for name, rest in commands:
+    parse(name.replace('.', '/') + '.py', shlex.split(rest, comments=True))
+
+
+def test_scripts_for_several_gpus(tmp_path):
+  """The loop and both Slurm scripts, with programs that print their words."""
+  (tmp_path / '.venv/bin').mkdir(parents=True)
+  (tmp_path / '.venv/bin/activate').write_text('')
+  (tmp_path / 'bin').mkdir()
+  for name, line in (
+      ('python3', 'echo $CUDA_VISIBLE_DEVICES"|"$TF_CONFIG"|$*"'),
+      ('srun', 'SLURM_PROCID=1 "$@"'), ('scontrol', 'echo one; echo two')):
+    (tmp_path / 'bin' / name).write_text(f'#!/bin/bash\n{line}\n')
+    (tmp_path / 'bin' / name).chmod(0o755)
+
+  def run(script, **variables):
+    done = subprocess.run(
+        ['bash', '-eu', '-c', script], cwd=tmp_path, capture_output=True,
+        text=True, check=True, env={
+            'PATH': f'{tmp_path}/bin:/usr/bin:/bin', 'TF_CONFIG': '',
+            'CUDA_VISIBLE_DEVICES': '', **variables})
+    result = []
+    for line in done.stdout.splitlines():
+      gpus, cluster, words = line.split('|')
+      script, *words = shlex.split(words)
+      result.append((gpus, cluster, script, parse(script, words)))
+    return result
+
+  loop, array, machines = blocks(page('machines'), 'bash')
+  started = run(loop)
+  assert sorted(gpus for gpus, *_ in started) == list('0123')
+  assert len({str(config.logdir) for *_, config in started}) == 4
+  assert all(str(config.seed) == gpus for gpus, *_, config in started)
+  first, last = map(int, re.search(r'--array=(\d+)-(\d+)', array).groups())
+  started = [
+      run(array, SLURM_ARRAY_TASK_ID=str(index), SLURM_SUBMIT_DIR='.')
+      for index in range(first, last + 1)]
+  chosen = [
+      (script, config.seed, config.task if 'task1' not in config
+       else config.task1) for (_, _, script, config), in started]
+  assert len(set(chosen)) == len(chosen) == 12
+  assert len({str(config.logdir) for (*_, config), in started}) == 12
+  (_, cluster, script, config), = run(machines, SLURM_JOB_NODELIST='')
+  assert json.loads(cluster) == {
+      'cluster': {'worker': ['one:2222', 'two:2222']},
+      'task': {'type': 'worker', 'index': 1}}
+  assert script == 'dreamer.py' and config.batch_size == 256
 
 
 def test_ablations_are_patterns_of_the_script():
   import dreamer
   define = dreamer.script_module('dreamer-FTL.py').define_config
-  section = README.split('**Ablations.**')[1].split('### ')[0]
+  section = page('transfer').split('**Ablations.**')[1].split('\n## ')[0]
   rows = re.findall(
       r'^\| [^|]+ \| ((?:[^|]|\\\|)*--(?:[^|]|\\\|)*) \|$', section, re.M)
   assert len(rows) >= 9
@@ -69,25 +234,29 @@ def test_ablations_are_patterns_of_the_script():
 
 
 def test_the_first_words_are_the_two_commands():
-  commands = README.split('```')[1].split('\n')
+  commands = PAGES['README.md'].split('```')[1].split('\n')
   assert [line.split('#')[0].strip() for line in commands if line] == [
       'make train', 'make test']
 
 
-def test_pictures_are_there():
-  pictures = re.findall(r'!\[[^]]+\]\(([^)]+)\)', README)
-  assert len(pictures) >= 3
-  for name in pictures:
-    with Image.open(ROOT / name) as picture:
-      assert min(picture.size) > 100
-      assert (picture.n_frames > 100) == name.endswith('.gif')
+def test_images_are_there():
+  images = [
+      (name, image) for name, text in PAGES.items() for image in re.findall(
+          r'!\[[^]]+\]\(([^)]+)\)', text)]
+  assert {name for name, _ in images} >= {
+      'README.md', 'docs/learning.md', 'docs/transfer.md', 'docs/agents.md',
+      'docs/speed.md'}
+  for name, image in images:
+    with Image.open((ROOT / name).parent / image) as opened:
+      assert min(opened.size) > 100
+      assert (getattr(opened, 'n_frames', 1) > 100) == image.endswith('.gif')
 
 
 def test_swing_up_is_learned_as_the_readme_says():
   """`| seed | step, minutes | return | mean |` says what metrics.jsonl says."""
   rows = re.findall(
       r'^\| (\d) \| ([\d,]+) steps, [\d.]+ min \| ([\d.]+) \| (−?\d+) \|',
-      README.split('first evaluation above 0')[1], re.M)
+      page('learning').split('first evaluation above 0')[1], re.M)
   assert [row[0] for row in rows] == list('01234')
   for seed, step, score, mean in rows:
     returns = evaluations(f'InvertedPendulumSwingupBulletEnv-v0/dreamer/{seed}')
@@ -101,7 +270,7 @@ def test_swing_up_is_learned_as_the_readme_says():
 def test_swing_up_goes_as_far_as_the_readme_says():
   rows = re.findall(
       r'Seed (\d) went on to ([\d,]+) steps, \d+ minutes: the mean of its last '
-      r'ten evaluations is (\d+), the best (\d+)', ' '.join(README.split()))
+      r'ten evaluations is (\d+), the best (\d+)', ' '.join(page('learning').split()))
   assert [row[0] for row in rows] == list('013')
   for seed, step, mean, best in rows:
     returns = evaluations(f'InvertedPendulumSwingupBulletEnv-v0/dreamer/{seed}')
@@ -114,7 +283,8 @@ def test_swing_up_goes_as_far_as_the_readme_says():
 def test_make_train_learns_as_the_readme_says():
   """`| seed | step, … | mean | … |` says what metrics.jsonl says."""
   rows = re.findall(
-      r'^\| (\d) \| ([\d,]+) steps[^|]* \| ([\d,]+) \| [a-z]', README, re.M)
+      r'^\| (\d) \| ([\d,]+) steps[^|]* \| ([\d,]+) \| [a-z]',
+      page('learning'), re.M)
   assert len(rows) == 3
   for seed, step, mean in rows:
     returns = evaluations(f'InvertedPendulumBulletEnv-v0/dreamer/{seed}')
@@ -124,7 +294,7 @@ def test_make_train_learns_as_the_readme_says():
     assert max(score for _, score in returns[:3]) < 31
   before, count, after = re.search(
       r'Seed 0 had a mean of (\d+) over the five to 100,000 steps and of (\d+) '
-      r'over the (\d+) after', ' '.join(README.split())).group(1, 3, 2)
+      r'over the (\d+) after', ' '.join(page('learning').split())).group(1, 3, 2)
   returns = evaluations('InvertedPendulumBulletEnv-v0/dreamer/0')
   scores = [score for at, score in returns if at <= 100000]
   later = [score for at, score in returns if at > 100000]
@@ -135,7 +305,7 @@ def test_make_train_learns_as_the_readme_says():
 def test_what_is_not_learned():
   rows = re.findall(
       r'^\| (\S+) \| `(--[^`]+)` \| ([\d,]+) \| (\d+) \| (\d+) \| [^|]+ \|$',
-      README, re.M)
+      page('learning'), re.M)
   folder = ROOT / 'results' / 'not_learned'
   assert {row[0] for row in rows} == {path.name for path in folder.iterdir()}
   for task, words, step, mean, random in rows:
@@ -162,7 +332,7 @@ def evaluations(run, key='test/return', until=np.inf):
 
 def test_speed_is_that_of_the_stored_benchmark():
   rows = json.loads((ROOT / 'results/speed/bench.json').read_text())['rows']
-  section = README.split('## Speed')[1].split('\n## ')[0]
+  section = page('speed')
   stored = {row['name']: row['value'] for row in rows}
   shown = [
       float(re.match('[0-9.]+', cell)[0])
