@@ -82,9 +82,10 @@ class MetaModel(dreamer.Dreamer):
   def _build_reward(self, head):
     if not self._sources:
       return super()._build_reward(head)
-    return models.MetaReward(
-        'reward', layers=self.config.num_meta_lay, sources=self._sources,
-        **head.keywords)
+    c = self.config
+    return head(
+        'reward', models.MetaReward, hidden=[c.num_units] * c.num_meta_lay,
+        sources=self._sources)
 
 
 def read_modules(config):

@@ -13,7 +13,7 @@ import re
 
 import numpy as np
 
-from common import files, options, terminal
+from common import files, layers, options, terminal
 from common.backend import tf, tfd
 from data import checkpoints
 from data.logdir import CHECKPOINT, Logdir
@@ -81,22 +81,27 @@ class Dreamer:
     self._encode = models.Encoder(c.cnn_depth, c.cnn_act, **common)
     self._dynamics = models.RSSM(
         self._encode.size, self.action_dim, c.stoch_size, c.deter_size,
-        c.deter_size, c.dense_act, **common)
+        c.dense_act, **common)
     features = self._dynamics.feature_size
-    head = functools.partial(
-        models.DenseHead, inputs=features, units=c.num_units, act=c.dense_act,
-        **common)
+    hidden = {
+        name: [c.num_units] * count for name, count in layers.HIDDEN.items()}
+
+    def head(name, kind=models.DenseHead, **kwargs):
+      arguments = dict(
+          inputs=features, hidden=hidden[name], act=c.dense_act, **common)
+      return kind(name, **{**arguments, **kwargs})
+
     self._decode = models.Decoder(features, c.cnn_depth, c.cnn_act, **common)
     self._reward = self._build_reward(head)
     if c.pcont:
-      self._pcont = head('pcont', layers=3, dist='binary')
-    self._value = head('value', layers=3)
+      self._pcont = head('pcont', dist='binary')
+    self._value = head('value')
     self._actor = models.Actor(
-        features, self.action_dim, 4, c.num_units, c.dense_act, c.action_dist,
+        features, self.action_dim, hidden['actor'], c.dense_act, c.action_dist,
         c.action_init_std, **common)
 
   def _build_reward(self, head):
-    return head('reward', layers=2)
+    return head('reward')
 
   @property
   def modules(self):

@@ -9,7 +9,7 @@ import zlib
 
 import numpy as np
 
-from common import convolutions
+from common import convolutions, layers
 from common.backend import keras, tf, tfd
 import tools
 
@@ -43,7 +43,9 @@ class Module:
     self._layers[name] = layer
     return layer
 
-  def _dense(self, name, inputs, units, act=None):
+  def _dense(self, name, kernel, act=None):
+    """A dense layer whose kernel has the shape `[in, out]`."""
+    inputs, units = kernel
     return self._add(name, Dense, [None, inputs], units, activation=act)
 
   def _initializer(self, kind, path):
@@ -55,12 +57,11 @@ class Encoder(Module):
 
   def __init__(self, depth=32, act='relu', name='encoder', **kwargs):
     super().__init__(name, **kwargs)
-    channels = [3] + [depth * 2 ** index for index in range(4)]
-    self.size = 4 * channels[-1]
-    for index in range(4):
+    self.size = layers.embed_size(depth)
+    for layer, (size, _, inputs, outputs) in layers.encoder(depth).items():
       self._add(
-          f'h{index + 1}', Conv, [None, None, None, channels[index]],
-          channels[index + 1], 4, strides=2, activation=act)
+          layer, Conv, [None, None, None, inputs], outputs, size, strides=2,
+          activation=act)
 
   def __call__(self, obs):
     image = obs['image']
@@ -77,14 +78,13 @@ class Decoder(Module):
 
   def __init__(self, features, depth=32, act='relu', name='decoder', **kwargs):
     super().__init__(name, **kwargs)
-    self._size = 32 * depth
-    self._dense('h1', features, self._size)
-    channels = [self._size, 4 * depth, 2 * depth, depth, 3]
-    for index, kernel in enumerate([5, 5, 6, 6]):
+    kernels = layers.decoder(features, depth)
+    self._size = kernels['h1'][1]
+    self._dense('h1', kernels.pop('h1'))
+    for layer, (size, _, outputs, inputs) in kernels.items():
       self._add(
-          f'h{index + 2}', Deconv, [None, None, None, channels[index]],
-          channels[index + 1], kernel, strides=2,
-          activation=act if index < 3 else None)
+          layer, Deconv, [None, None, None, inputs], outputs, size, strides=2,
+          activation=act if layer != 'h5' else None)
 
   def __call__(self, features):
     first, *others = self._layers.values()
@@ -128,21 +128,22 @@ class RSSM(Module):
   """
 
   def __init__(
-      self, embed, actions, stoch=30, deter=200, hidden=200, act='elu',
-      name='dynamics', **kwargs):
+      self, embed, actions, stoch=30, deter=200, act='elu', name='dynamics',
+      **kwargs):
     super().__init__(name, **kwargs)
     self._stoch, self._deter = stoch, deter
     self.feature_size = stoch + deter
+    kernels = layers.dynamics(stoch, deter, actions, embed)
     self._cell = self._add(
-        'gru', keras.layers.GRUCell, [None, hidden], deter,
+        'gru', keras.layers.GRUCell, [None, kernels['img1'][1]], deter,
         recurrent_initializer=self._initializer(
             keras.initializers.Orthogonal,
             f'{name}/gru/recurrent_kernel'))
-    self._img1 = self._dense('img1', stoch + actions, hidden, act)
-    self._img2 = self._dense('img2', deter, hidden, act)
-    self._img3 = self._dense('img3', hidden, 2 * stoch)
-    self._obs1 = self._dense('obs1', deter + embed, hidden, act)
-    self._obs2 = self._dense('obs2', hidden, 2 * stoch)
+    self._img1 = self._dense('img1', kernels['img1'], act)
+    self._img2 = self._dense('img2', kernels['img2'], act)
+    self._img3 = self._dense('img3', kernels['img3'])
+    self._obs1 = self._dense('obs1', kernels['obs1'], act)
+    self._obs2 = self._dense('obs2', kernels['obs2'])
 
   def initial(self, batch_size):
     """The state of zeros before an episode."""
@@ -252,20 +253,16 @@ class RSSM(Module):
 class DenseHead(Module):
   """Hidden dense layers and a scalar distribution of features [..., F].
 
-  `units` is the size of all hidden layers or a list with that of each; `dist`
-  is `normal` (standard deviation 1) or `binary`.
+  `hidden` has the size of each hidden layer; `dist` is `normal` (standard
+  deviation 1) or `binary`.
   """
 
   def __init__(
-      self, name, inputs, layers, units=400, act='elu', dist='normal',
-      **kwargs):
+      self, name, inputs, hidden, act='elu', dist='normal', **kwargs):
     super().__init__(name, **kwargs)
-    self.inputs = inputs
     self._dist = dist
-    sizes = [inputs, *(units if np.ndim(units) else [units] * layers)]
-    for index in range(layers):
-      self._dense(f'h{index}', sizes[index], sizes[index + 1], act)
-    self._dense('hout', sizes[-1], 1)
+    for layer, kernel in layers.head(inputs, hidden).items():
+      self._dense(layer, kernel, act if layer != 'hout' else None)
 
   def __call__(self, features):
     x = features
@@ -285,17 +282,12 @@ class MetaReward(DenseHead):
   features. Whoever trains this keeps the sources' own variables as they are.
   """
 
-  def __init__(
-      self, name, inputs, layers, sources, units=400, act='elu', **kwargs):
+  def __init__(self, name, inputs, hidden, sources, act='elu', **kwargs):
     """`sources`: for each the sizes of its hidden layers, `[[400, 400], …]`."""
-    super().__init__(
-        name, inputs + len(sources), layers, units, act, **kwargs)
-    self.inputs = inputs
+    super().__init__(name, inputs + len(sources), hidden, act, **kwargs)
     self.sources = [
-        DenseHead(
-            f'{name}/source{index + 1}', inputs, len(hidden), hidden, act,
-            **kwargs)
-        for index, hidden in enumerate(sources)]
+        DenseHead(f'{name}/source{number}', inputs, sizes, act, **kwargs)
+        for number, sizes in enumerate(sources, 1)]
 
   @property
   def variables(self):
@@ -317,9 +309,8 @@ class Actor(Module):
   """
 
   def __init__(
-      self, features, actions, layers=4, units=400, act='elu',
-      dist='tanh_normal', init_std=5.0, min_std=1e-4, mean_scale=5.0,
-      name='actor', **kwargs):
+      self, features, actions, hidden, act='elu', dist='tanh_normal',
+      init_std=5.0, min_std=1e-4, mean_scale=5.0, name='actor', **kwargs):
     super().__init__(name, **kwargs)
     self._dist = tools.OneHot if dist == 'onehot' else tools.TanhNormal
     # Draws that the distribution's mode is chosen from.
@@ -327,10 +318,9 @@ class Actor(Module):
     self._min_std, self._mean_scale = min_std, mean_scale
     # The softplus of this is init_std.
     self._raw_init_std = np.log(np.exp(init_std) - 1)
-    for index in range(layers):
-      self._dense(f'h{index}', features if index == 0 else units, units, act)
     outputs = actions if self._dist is tools.OneHot else 2 * actions
-    self._dense('hout', units, outputs)
+    for layer, kernel in layers.head(features, hidden, outputs).items():
+      self._dense(layer, kernel, act if layer != 'hout' else None)
 
   def __call__(self, features):
     x = features

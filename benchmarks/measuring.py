@@ -12,7 +12,7 @@ import time
 import numpy as np
 from PIL import Image
 
-from common import convolutions, files, terminal
+from common import convolutions, files, layers, terminal
 from common.backend import tf
 from data import replay
 import dreamer
@@ -80,31 +80,34 @@ def operations(config, actions=ACTIONS):
   operations, optimizers and metrics are not counted, though they take time.
   """
   c = config
-  features, hidden = c.stoch_size + c.deter_size, c.deter_size
-  depths = [3, *(c.cnn_depth * 2 ** index for index in range(4))]
+  features = c.stoch_size + c.deter_size
+  # Kernels are used at the pixels of the smaller image, whose sides these are.
   encoder = [
-      2 * side ** 2 * 4 ** 2 * a * b
-      for side, a, b in zip((31, 14, 6, 2), depths, depths[1:])]
-  depths = [32 * c.cnn_depth, *depths[3:0:-1], 3]
-  decoder = dense(features, 32 * c.cnn_depth) + [
-      2 * side ** 2 * kernel ** 2 * a * b for side, kernel, a, b
-      in zip((1, 5, 13, 30), (5, 5, 6, 6), depths, depths[1:])]
-  img1 = sum(dense(c.stoch_size + actions, hidden))
-  gru = 3 * sum(dense(hidden + c.deter_size, c.deter_size))
-  prior = sum(dense(c.deter_size, hidden, 2 * c.stoch_size))
-  posterior = sum(dense(
-      c.deter_size + 32 * c.cnn_depth, hidden, 2 * c.stoch_size))
+      layers.operations(kernel, side ** 2) for kernel, side in zip(
+          layers.encoder(c.cnn_depth).values(), (31, 14, 6, 2))]
+  decoder = [
+      layers.operations(kernel, side ** 2) for kernel, side in zip(
+          layers.decoder(features, c.cnn_depth).values(), (1, 1, 5, 13, 30))]
+  rssm = {
+      name: layers.operations(kernel) for name, kernel in layers.dynamics(
+          c.stoch_size, c.deter_size, actions,
+          layers.embed_size(c.cnn_depth)).items()}
+  recurrent_kernel = layers.operations((c.deter_size, 3 * c.deter_size))
+  img1, gru = rssm['img1'], rssm['gru'] + recurrent_kernel
+  prior = rssm['img2'] + rssm['img3']
+  posterior = rssm['obs1'] + rssm['obs2']
   outputs = 2 * actions if c.action_dist == 'tanh_normal' else actions
-  actor = dense(features, *[c.num_units] * 4, outputs)
-  reward = dense(features, *[c.num_units] * 2, 1)
-  value = dense(features, *[c.num_units] * 3, 1)
+  actor, reward, value = (
+      [layers.operations(kernel) for kernel in layers.head(
+          features, [c.num_units] * layers.HIDDEN[name], count).values()]
+      for name, count in (('actor', outputs), ('reward', 1), ('value', 1)))
 
   posts = c.batch_size * c.batch_length
   # Where a sequence may end, nothing is imagined from its last state.
   starts = c.batch_size * (c.batch_length - c.pcont)
   states, returns = c.horizon * starts, (c.horizon - 1) * starts
-  action_rows = sum(dense(actions, hidden))
-  recurrent = img1 - action_rows + 3 * sum(dense(c.deter_size, c.deter_size))
+  action_rows = layers.operations((actions, c.deter_size))
+  recurrent = img1 - action_rows + recurrent_kernel
   return {
       'encoder': posts * (3 * sum(encoder) - encoder[0]),
       'observe': posts * (
@@ -119,11 +122,6 @@ def operations(config, actions=ACTIONS):
           sum(reward) + c.pcont * sum(value)),
       'imagined values': (states + returns) * sum(value),
       'value loss': returns * (2 * sum(value) - value[0])}
-
-
-def dense(*sizes):
-  """Operations of each of successive dense layers, for one row."""
-  return [2 * a * b for a, b in zip(sizes, sizes[1:])]
 
 
 def matrix_product(quick):

@@ -17,22 +17,14 @@ import struct
 
 import numpy as np
 
-from common import files, terminal
+from common import files, layers, terminal
 from data import logdir
 
 CHECKPOINT = 'dreamer-checkpoint-1'
 MODULE = 'dreamer-module-1'
 
 # Modules and layers in the order of the old files.
-LAYERS = {
-    'actor': ('h0', 'h1', 'h2', 'h3', 'hout'),
-    'decoder': ('h1', 'h2', 'h3', 'h4', 'h5'),
-    'dynamics': ('gru', 'img1', 'img2', 'img3', 'obs1', 'obs2'),
-    'encoder': ('h1', 'h2', 'h3', 'h4'),
-    'pcont': ('h0', 'h1', 'h2', 'hout'),
-    'reward': ('h0', 'h1', 'hout'),
-    'value': ('h0', 'h1', 'h2', 'hout'),
-}
+LAYERS = {name: layers.names(name) for name in layers.MODULES}
 
 # What an agent needs is far below these; they bound what a bad file can cost.
 MAX_BYTES = 2 ** 31
@@ -289,7 +281,7 @@ def _measure(name, arrays):
     stoch = rows('img3/bias') // 2
     return {
         'deter_size': deter, 'stoch_size': stoch, 'features': deter + stoch,
-        'cnn_depth': (rows('obs1/kernel') - deter) // 32,
+        'cnn_depth': (rows('obs1/kernel') - deter) // layers.embed_size(1),
         'action_dim': rows('img1/kernel') - stoch}
   sizes = {'features': rows('h0/kernel'), 'num_units': columns('h0/kernel')}
   if name == 'actor':
@@ -299,37 +291,29 @@ def _measure(name, arrays):
 
 def _shapes(name, sizes):
   """The shape of each variable of a module of the given sizes."""
-  depth, features = sizes.get('cnn_depth'), sizes.get('features')
-  if name == 'encoder':
-    kernels = [
-        (4, 4, 3, depth), (4, 4, depth, 2 * depth),
-        (4, 4, 2 * depth, 4 * depth), (4, 4, 4 * depth, 8 * depth)]
-  elif name == 'decoder':
-    # Transposed convolutions: the output channels come before the input's.
-    kernels = [
-        (features, 32 * depth), (5, 5, 4 * depth, 32 * depth),
-        (5, 5, 2 * depth, 4 * depth), (6, 6, depth, 2 * depth),
-        (6, 6, 3, depth)]
-  elif name == 'dynamics':
-    deter, stoch = sizes['deter_size'], sizes['stoch_size']
-    kernels = [
-        (deter, 3 * deter), (stoch + sizes['action_dim'], deter),
-        (deter, deter), (deter, 2 * stoch), (deter + 32 * depth, deter),
-        (deter, 2 * stoch)]
-  else:
-    units = sizes['num_units']
-    outputs = sizes['action_outputs'] if name == 'actor' else 1
-    hidden = len(LAYERS[name]) - 2
-    kernels = [
-        (features, units), *[(units, units)] * hidden, (units, outputs)]
+  kernels = _kernels(name, sizes)
   shapes = {}
-  for layer, kernel in zip(LAYERS[name], kernels):
+  for layer, kernel in kernels.items():
     transposed = name == 'decoder' and len(kernel) == 4
     shapes[f'{layer}/kernel'] = shapes[f'{layer}/recurrent_kernel'] = kernel
     shapes[f'{layer}/bias'] = (kernel[-2] if transposed else kernel[-1],)
   if name == 'dynamics':
-    shapes['gru/bias'] = (2, 3 * deter)
+    shapes['gru/bias'] = (2, *shapes['gru/bias'])
   return shapes
+
+
+def _kernels(name, sizes):
+  if name == 'encoder':
+    return layers.encoder(sizes['cnn_depth'])
+  if name == 'decoder':
+    return layers.decoder(sizes['features'], sizes['cnn_depth'])
+  if name == 'dynamics':
+    return layers.dynamics(
+        sizes['stoch_size'], sizes['deter_size'], sizes['action_dim'],
+        layers.embed_size(sizes['cnn_depth']))
+  outputs = sizes['action_outputs'] if name == 'actor' else 1
+  return layers.head(
+      sizes['features'], [sizes['num_units']] * layers.HIDDEN[name], outputs)
 
 
 def _config(sizes, pcont):

@@ -196,7 +196,7 @@ class Sequences:
   def __init__(self):
     rng = np.random.default_rng(0)
     self.model = models.RSSM(
-        embed=9, actions=ACTIONS, stoch=4, deter=6, hidden=5)
+        embed=9, actions=ACTIONS, stoch=4, deter=6)
     self.embed = normal(rng, 4, 7, 9)
     self.action = normal(rng, 4, 7, ACTIONS)
     self.noise = normal(rng, 2, 4, 7, 4)

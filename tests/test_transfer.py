@@ -380,7 +380,7 @@ def test_meta_reward_is_a_network_on_features_and_predictions(stored, layers):
       source_agent(seed=seed)._reward(features).mean().numpy()
       for seed in (1, 2)]
   inputs = np.concatenate([features, np.stack(predictions, -1)], -1)
-  ordinary = models.DenseHead('reward', 12, layers, 8)
+  ordinary = models.DenseHead('reward', 12, [8] * layers)
   for name, variable in ordinary.variables.items():
     variable.assign(agent.variables[name])
   expected = ordinary(inputs).mean().numpy()
