@@ -64,8 +64,9 @@ endif
 	  echo 'error: $(PYTHON) cannot make a virtual environment; Debian and Ubuntu need apt-get install python3-venv' >&2; exit 2; }
 	@touch $@
 
-.venv/ready: requirements.txt .venv/made
+.venv/ready: requirements.txt requirements-no-deps.txt .venv/made
 	$(PIP) -r requirements.txt
+	$(PIP) --no-deps -r requirements-no-deps.txt
 	@$(RUN) -c 'import sys; sys.version_info < (3, 12) or print("PyBullet has no wheels for Python 3.12 and newer: *BulletEnv-v0 tasks are left out; DeepMind Control, Atari and Gymnasium are there.")'
 	@touch $@
 
