@@ -18,29 +18,12 @@ from matplotlib import lines as mpl_lines
 from matplotlib import ticker as mpl_ticker
 import numpy as np
 
+from analysis import reading
 from analysis import scores
+from analysis import style
+from analysis import tables
 from common import terminal
 
-# Okabe and Ito's and Paul Tol's colours, which colour-blind readers can tell
-# apart; without the yellows, which nobody sees on white.
-PALETTES = dict(
-    contrast=(
-        '#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9',
-        '#000000', '#999999'),
-    muted=(
-        '#332288', '#CC6677', '#117733', '#88CCEE', '#882255', '#44AA99',
-        '#999933', '#AA4499'))
-LINES = ('-', '--', '-.', ':')
-LEGEND = 60  # names in a legend at most
-STYLE = {
-    'font.size': 9, 'axes.titlesize': 10, 'axes.labelsize': 9,
-    'xtick.labelsize': 8, 'ytick.labelsize': 8, 'legend.fontsize': 9,
-    'axes.spines.top': False, 'axes.spines.right': False, 'axes.grid': True,
-    'axes.axisbelow': True, 'grid.color': '0.9', 'grid.linewidth': 0.6,
-    'axes.edgecolor': '0.4', 'axes.linewidth': 0.8, 'xtick.color': '0.2',
-    'ytick.color': '0.2', 'lines.linewidth': 1.5,
-    # Journals ask for embedded TrueType; names of directories are no formulas.
-    'pdf.fonttype': 42, 'text.parse_math': False}
 AXIS_NAMES = {
     'step': 'Environment steps', 'test/return': 'Test return',
     'train/return': 'Training return'}
@@ -53,7 +36,7 @@ PUBLISHED = {
     'd4pg_100m': ('D4PG (100M)', '#882255', (0, (8, 1.5, 1, 1.5, 1, 1.5))),
     'a3c_100m_proprio': ('A3C (100M, proprio)', '#999933', (0, (1, 1.5)))}
 CAPTIONS = dict(
-    mean='mean ± standard deviation', median='median [quartiles]',
+    mean='mean ± standard deviation with ddof 0', median='median [quartiles]',
     iqm='interquartile mean [95 % bootstrap interval]',
     difference='mean [95 % bootstrap interval], against scratch')
 MEASURES = {
@@ -69,49 +52,56 @@ def main(argv):
   outdir = args.outdir
   if args.subdir:
     outdir = outdir / args.indir[0].resolve().name
-  figures, tables = make(args)
+  figures, rows_of = make(args)
   try:
     outdir.mkdir(parents=True, exist_ok=True)
-    for name, (rows, how) in tables.items():
-      table = scores.write_tables(outdir / name, rows, how)
+    for name, (rows, how) in rows_of.items():
+      table = tables.write(outdir / name, rows, how)
       terminal.say(f'{name} ({CAPTIONS[how]})\n{table}\n')
     for name, figure in figures.items():
-      save(figure, outdir / name)
+      style.save(figure, outdir / name)
   except OSError as error:
     raise terminal.UserError(
         f"cannot write to --outdir '{outdir}': {error.strerror}.") from None
-  names = ', '.join(dict.fromkeys([*figures, *tables]))
+  names = ', '.join(dict.fromkeys([*figures, *rows_of]))
   terminal.say(f'wrote {names} to {outdir}')
 
 
 def make(args):
   """`({name: Figure}, {name: (rows, kind of interval)})` for parsed flags."""
-  curves = scores.load(args.indir, args.xaxis, args.yaxis)
-  tasks = scores.by_task(select(curves, args))
-  width = args.bins or scores.automatic_width(flat(tasks))
+  curves = select(
+      reading.load(
+          args.indir, args.xaxis, args.yaxis, args.merge, args.group_by), args)
+  tasks = reading.by_task(curves)
+  args.short = reading.labels(curves)
+  width = args.bins or scores.automatic_width(curves)
   ranges = {
       task: scores.score_range(
           task, flat({task: methods}), width, args.yaxis)
       for task, methods in tasks.items()}
   looks = styles(tasks, args)
   how = 'mean' if args.aggregate == 'none' else args.aggregate
-  with matplotlib.rc_context(STYLE):
+  with style.applied():
     figures = {'curves': draw_curves(tasks, width, looks, args)}
-    if scores.common_methods(tasks) and args.aggregate != 'none':
+    if reading.common_methods(tasks) and args.aggregate != 'none':
       figures['all-tasks'] = draw_all_tasks(tasks, width, ranges, looks, args)
-    tables = {'scores': (scores.score_rows(tasks, ranges, how), how)}
+    rows_of = {'scores': (scores.score_rows(tasks, ranges, how), how)}
     if args.transfer_report:
-      rows = scores.transfer_rows(tasks, width, args.threshold)
+      rows, baselines = scores.transfer_rows(
+          tasks, width, args.threshold, one_baseline(curves, args))
       if not rows:
         raise terminal.UserError(
             '--transfer-report needs runs with transfer and scratch runs '
-            '(dreamer.py, or dreamer-FTL.py without transfer) of one task.')
-      tables['transfer'] = rows, 'difference'
+            '(dreamer.py, or dreamer-FTL.py without transfer) of one task, or '
+            'a method named with --baseline.')
+      say_baselines(baselines)
+      rows_of['transfer'] = rows, 'difference'
       figures['transfer'] = draw_transfer(rows, looks, args)
-      points = scores.omega_rows(tasks)
+      points = scores.omega_rows(tasks, baselines)
       if len({point['omega'] for point in points} - {None}) > 1:
         figures['omega'] = draw_omega(points, args)
-  return figures, tables
+  say_short_names(curves, args)
+  return figures, rows_of
 
 
 def flat(tasks):
@@ -120,13 +110,39 @@ def flat(tasks):
       for curve in curves]
 
 
-def save(figure, stem):
-  """Writes PNG and PDF."""
-  # Agg draws no more than 65,536 pixels either way.
-  dpi = min(200, 6e4 / max(figure.get_size_inches()))
-  with matplotlib.rc_context(STYLE):
-    for ending in ('.png', '.pdf'):
-      figure.savefig(stem.with_suffix(ending), dpi=dpi)
+def one_baseline(curves, args):
+  """The method that --baseline names, or None without it."""
+  if args.baseline is None:
+    return None
+  names = {curve.method for curve in curves}
+  for method, short in args.short.items():
+    if args.baseline in (method, short):
+      return method
+  found = matching([args.baseline], names, '--baseline', args.short)
+  if len(found) > 1:
+    raise terminal.UserError(
+        f"--baseline '{args.baseline}' fits {' and '.join(map(repr, found))}: "
+        'write the whole name of one.')
+  return found[0]
+
+
+def say_baselines(baselines):
+  """Tells which method each one was compared with."""
+  groups = {}
+  for used in baselines.values():
+    for method, baseline in used.items():
+      groups.setdefault(baseline, {})[method] = True
+  for baseline, methods in groups.items():
+    terminal.say(f'compared with {baseline!r}: {", ".join(methods)}')
+  terminal.say()
+
+
+def say_short_names(curves, args):
+  """Tells the whole names of methods that the figures name in few words."""
+  for method, short in args.short.items():
+    # A flag without value, as in freeze=, tells nothing more.
+    if len(method) > len(short) + 25 and method not in args.labels:
+      terminal.say(f"'{short}' in figures is {method}")
 
 
 # What to draw
@@ -135,9 +151,11 @@ def save(figure, stem):
 def select(curves, args):
   """What --tasks, --methods and --until name, tasks in the order named."""
   if args.until:
-    curves = scores.until(curves, args.until)
+    curves = reading.until(curves, args.until)
   tasks = matching(args.tasks, {c.task for c in curves}, '--tasks')
-  methods = matching(args.methods, {c.method for c in curves}, '--methods')
+  methods = matching(
+      args.methods, {c.method for c in curves}, '--methods',
+      reading.labels(curves))
   chosen = [c for task in tasks for c in curves
             if c.task == task and c.method in methods]
   if not chosen:
@@ -146,15 +164,20 @@ def select(curves, args):
   return chosen
 
 
-def matching(patterns, names, flag):
-  """The names that one of the patterns finds, in the order of the patterns."""
+def matching(patterns, names, flag, short=None):
+  """The names that one of the patterns finds, in the order of the patterns.
+
+  `short` has other words for names, in which patterns are looked for as well.
+  """
+  short = short or {}
   result = []
   for pattern in patterns:
     found = sorted(
-        (name for name in names if re.search(pattern, name)),
-        key=scores.method_order)
+        (name for name in names if re.search(pattern, name)
+         or re.search(pattern, short.get(name, name))),
+        key=reading.method_order)
     if not found:
-      known = ', '.join(sorted(names, key=scores.method_order))
+      known = ', '.join(sorted(names, key=reading.method_order))
       raise terminal.UserError(
           f"{flag} '{pattern}' fits nothing; there is {known}.")
     result += [name for name in found if name not in result]
@@ -165,26 +188,31 @@ def styles(tasks, args):
   """`{method: dict(color, linestyle)}`, the same in all panels and figures."""
   methods = sorted(
       {method for methods in tasks.values() for method in methods},
-      key=scores.method_order)
+      key=reading.method_order)
   palette = colors_of(args.palette, len(methods))
   looks = {}
   for index, method in enumerate(methods):
     turn, place = divmod(index, len(palette))
     looks[method] = dict(
-        color=args.colors.get(method, palette[place]),
-        linestyle=LINES[turn % len(LINES)])
-  known = set(methods) | set(tasks)
+        color=named(args.colors, method, args) or palette[place],
+        linestyle=style.LINES[turn % len(style.LINES)])
+  known = {*methods, *tasks, *PUBLISHED, *map(args.short.get, methods)}
   for flag, names in (
       ('--colors', args.colors), ('--labels', args.labels)):
-    for name in sorted(set(names) - known - set(PUBLISHED)):
+    for name in sorted(set(names) - known):
       terminal.warn(f"{flag} names '{name}', which is not drawn.")
   return looks
 
 
+def named(values, method, args):
+  """What --labels or --colors say of a method, by either of its names."""
+  return values.get(method) or values.get(args.short.get(method))
+
+
 def colors_of(palette, number):
   """Colours from a palette's or colormap's name or from a list of colours."""
-  if len(palette) == 1 and palette[0] in PALETTES:
-    return PALETTES[palette[0]]
+  if len(palette) == 1 and palette[0] in style.PALETTES:
+    return style.PALETTES[palette[0]]
   if len(palette) == 1 and palette[0] in matplotlib.colormaps:
     colormap = matplotlib.colormaps[palette[0]]
     if colormap.N < 64:
@@ -201,13 +229,22 @@ def colors_of(palette, number):
 def draw_curves(tasks, width, looks, args):
   """One panel per task: a line and a band per method, or a line per run."""
   figure, panels = grid(len(tasks), args)
-  drawn, sources = {}, {}
+  drawn, sources, without, dots = {}, {}, [], []
   for axes, (task, methods) in zip(panels, tasks.items()):
-    for name, values in chosen_baselines(task, args).items():
+    known = chosen_baselines(task, args)
+    for name, values in known.items():
       sources[name] = draw_baseline(axes, name, values)
+    if not known:
+      without.append(task)
+    longest = 0
     for method, curves in methods.items():
       drawn[method] = looks[method]
       centres, values = scores.aligned(curves, width)
+      longest = max(longest, len(centres))
+      if len(centres) == 1:
+        drawn[method] = {**looks[method], 'marker': 'o'}
+        if any(curve.xs[0] < curve.xs[-1] for curve in curves):
+          dots.append(f'{method} on {task}')
       if args.aggregate == 'none':
         for row in values:
           some = np.isfinite(row)
@@ -216,27 +253,41 @@ def draw_curves(tasks, width, looks, args):
         draw_band(
             axes, centres, scores.curve_summary(args.aggregate, values),
             looks[method])
-    axes.set_title(title(task, args))
+    style.set_title(
+        axes, style.wrapped(title(task, args), title_width(args)))
     dress(axes, args, args.ylim)
-  if args.baselines is not None and not sources:
-    terminal.warn('no published score for these tasks and --baselines.')
+    if longest == 1 and centres[0] > 0 and not args.xlim:
+      axes.set_xlim(0, 2 * centres[0])
+  if args.baselines is not None and without:
+    terminal.warn(
+        f'no published score for {listed(without)} and these --baselines.')
+  if dots:
+    terminal.warn(
+        f'one point, drawn as a dot, is all that bins of {tables.si(width)} '
+        f'steps leave of {listed(dots)}: smaller --bins draw a curve.')
   label_outer(panels, args)
+  style.arrange(in_rows(panels))
   handles = {
       label(method, args): mpl_lines.Line2D([], [], **look)
       for method, look in sorted(
-          drawn.items(), key=lambda item: scores.method_order(item[0]))}
+          drawn.items(), key=lambda item: reading.method_order(item[0]))}
   handles.update({
       args.labels.get(name, PUBLISHED[name][0]): sources[name]
       for name in PUBLISHED if name in sources})
-  add_legend(figure, handles)
+  style.add_legend(figure, handles)
   return figure
+
+
+def listed(names, most=5):
+  more = f' and {len(names) - most} more' * (len(names) > most)
+  return ', '.join(names[:most]) + more
 
 
 def draw_all_tasks(tasks, width, ranges, looks, args):
   """Normalised scores over all tasks, of the methods that ran all of them."""
   figure, (axes,) = grid(1, args)
   handles = {}
-  for method in scores.common_methods(tasks):
+  for method in reading.common_methods(tasks):
     curves = [methods[method] for methods in tasks.values()]
     centres, values = scores.aligned(sum(curves, []), width)
     groups = np.split(values, np.cumsum([len(group) for group in curves])[:-1])
@@ -247,18 +298,19 @@ def draw_all_tasks(tasks, width, ranges, looks, args):
         axes, centres, scores.curve_summary(args.aggregate, *groups),
         looks[method])
     handles[label(method, args)] = mpl_lines.Line2D([], [], **looks[method])
-  axes.set_title(f'{len(tasks)} tasks')
+  style.set_title(axes, f'{len(tasks)} tasks')
   dress(axes, args)
   axes.set_xlabel(args.xlabel or axis_name(args.xaxis))
   axes.set_ylabel((args.ylabel or axis_name(args.yaxis)) + ' (normalised)')
-  add_legend(figure, handles)
+  style.arrange([[axes]])
+  style.add_legend(figure, handles)
   return figure
 
 
 def draw_line(axes, xs, ys, look, width=None):
-  # A line through one point would not be seen.
-  marker = 'o' if len(xs) == 1 else None
-  axes.plot(xs, ys, marker=marker, markersize=4, linewidth=width, **look)
+  # A line through one point would not be seen, nor would it behind others.
+  single = dict(marker='o', markersize=6, zorder=3) if len(xs) == 1 else {}
+  axes.plot(xs, ys, linewidth=width, **single, **look)
 
 
 def draw_band(axes, xs, summary, look):
@@ -266,6 +318,10 @@ def draw_band(axes, xs, summary, look):
   some = np.isfinite(centre)
   draw_line(axes, xs[some], centre[some], look)
   some = np.isfinite(low)
+  if some.sum() == 1:
+    axes.vlines(
+        xs[some], low[some], high[some], color=look['color'], linewidth=1.5)
+    return
   axes.fill_between(
       xs[some], low[some], high[some], color=look['color'], alpha=0.15,
       linewidth=0)
@@ -290,90 +346,148 @@ def draw_baseline(axes, name, values):
 
 
 def draw_transfer(rows, looks, args):
-  """A row of panels per task, a column per measure, a mark per method."""
+  """A row of panels per task, a column per measure, a mark per method.
+
+  Names stand in lines above each other: the task, then its methods.
+  """
   tasks = list(dict.fromkeys(row['task'] for row in rows))
   groups = [[row for row in rows if row['task'] == task] for task in tasks]
-  heights = [0.6 + 0.22 * len(group) for group in groups]
+  names = [
+      [style.wrapped(label(row['method'], args), 36) for row in group]
+      for group in groups]
+  lines = [[1 + 0.65 * name.count('\n') for name in group] for group in names]
+  # A unit of the y axes is a fifth of an inch.
+  heights = [0.2 * (1.1 + sum(group)) for group in lines]
   figure = mpl_figure.Figure(
-      figsize=(8.5, sum(heights) + 0.5), layout='constrained')
+      figsize=(8.5, sum(heights) + 0.32 * len(tasks) + 0.4), dpi=style.DPI)
   grids = figure.subplots(
       len(tasks), len(MEASURES), squeeze=False, sharey='row',
       height_ratios=heights)
   for axes, (name, _) in zip(grids[0], MEASURES.values()):
-    axes.set_title(name)
-  for line, task, group in zip(grids, tasks, groups):
+    style.set_title(axes, name)
+  for line, task, group, texts, sizes in zip(
+      grids, tasks, groups, names, lines):
+    ends = np.cumsum(sizes)
+    places = ends - np.array(sizes) / 2
     for axes, (measure, (_, reference)) in zip(line, MEASURES.items()):
       axes.axvline(reference, color='0.35', linewidth=1, linestyle='--')
-      for place, row in enumerate(group):
+      for place, row in zip(places, group):
         centre, low, high = row[measure]
         color = looks[row['method']]['color']
         axes.plot([low, high], [place, place], color=color, linewidth=2)
         axes.plot([centre], [place], 'o', color=color, markersize=4.5)
-      axes.set_ylim(len(group) - 0.4, -0.6)
+      axes.set_ylim(ends[-1] + 0.1, -1)
       axes.grid(False, axis='y')
       axes.tick_params(axis='y', length=0)
       axes.set_yticks(
-          range(len(group)), [label(row['method'], args) for row in group])
+          [-0.5, *places], [style.wrapped(title(task, args), 36), *texts])
       axes.xaxis.set_major_locator(mpl_ticker.MaxNLocator(4))
-      axes.xaxis.set_major_formatter(lambda x, _: scores.si(x))
-    line[0].set_ylabel(title(task, args))
-  figure.supxlabel(
-      'Against training from scratch (dashed): mean and 95 % interval; '
-      'better to the right', fontsize=9)
+      axes.xaxis.set_major_formatter(style.step_text)
+    line[0].get_yticklabels()[0].set_fontweight('bold')
+  texts = [text for group in names for text in group]
+  texts += [style.wrapped(title(task, args), 36) for task in tasks]
+  style.arrange(
+      grids.tolist(), heights, texts, 'Against the baseline (dashed): mean and '
+      '95 % interval; better to the right')
   return figure
 
 
 def draw_omega(points, args):
-  """Scores over the transfer factor, one panel per task."""
+  """Scores over the transfer factor, a panel per task and score.
+
+  A line joins methods that differ in nothing but the factor.
+  """
   tasks = list(dict.fromkeys(
       point['task'] for point in points if point['omega'] is not None))
-  figure, panels = grid(len(tasks), args)
+  panels_of = [
+      (task, score) for score in ('overall', 'final') for task in tasks]
+  figure, panels = grid(len(panels_of), args, min(len(tasks), 4))
+  factors = sorted({p['omega'] for p in points} - {None})
+  spread = factors[-1] - factors[0]
+  lines = list(dict.fromkeys(
+      p['line'] for p in points if p['omega'] is not None))
+  references = list(dict.fromkeys(
+      p['method'] for p in points if p['omega'] is None))
+  alone = [
+      line for line in lines
+      if len({p['omega'] for p in points if p['line'] == line}) == 1]
+  palette = style.PALETTES['contrast'][:6]
   handles = {}
-  for axes, task in zip(panels, tasks):
-    for score, color in zip(('overall', 'final'), PALETTES['muted']):
-      lines = {}
-      for point in points:
-        if (point['task'], point['score']) == (task, score):
-          lines.setdefault(point['method'], []).append(point)
-      for method, line in lines.items():
-        draw = draw_grid if line[0]['omega'] is not None else draw_reference
-        handles[f'{label(method, args)}, {score}'] = draw(axes, line, color)
-    axes.set_title(title(task, args))
-    axes.yaxis.set_major_locator(ticks(args.yticks))
-    axes.yaxis.set_major_formatter(lambda y, _: value_text(y))
+  for axes, (task, score) in zip(panels, panels_of):
+    here = [p for p in points if (p['task'], p['score']) == (task, score)]
+    for index, method in enumerate(references):
+      for point in here:
+        if point['omega'] is None and point['method'] == method:
+          handles[label(method, args)] = draw_reference(
+              axes, point['estimate'], str(0.3 * (index % 3)),
+              style.LINES[1 + index % 3])
+    for index, name in enumerate(lines):
+      line = [p for p in here if p['omega'] is not None and p['line'] == name]
+      if line:
+        # Single points at one factor stand beside each other.
+        beside = [
+            other for other in alone
+            if other == name or reading.omega(other) == line[0]['omega']]
+        shift = name in alone and 0.03 * spread * (1 + beside.index(name))
+        text = label if name in alone else line_label
+        handles[text(name, args)] = draw_grid(
+            axes, line, palette[index % len(palette)],
+            'osD^v'[index // len(palette) % 5], shift)
+    style.set_title(axes, style.wrapped(
+        f'{title(task, args)}, {score}', title_width(args)))
+    # Factors closer than their texts are wide have small ticks.
+    shown = style.apart(factors, 0.32 / args.size[0] * spread)
+    axes.set_xticks(shown, [f'{factor:g}' for factor in shown])
+    axes.set_xticks(factors, minor=True)
+    axes.yaxis.set_major_locator(style.ticks(args.yticks))
+    axes.yaxis.set_major_formatter(style.value_text)
   for index, axes in enumerate(panels):
     outer(axes, index, panels, 'Transfer factor ω', axis_name(args.yaxis))
-  add_legend(figure, handles)
+  style.arrange(in_rows(panels))
+  style.add_legend(figure, handles)
   return figure
 
 
-def draw_grid(axes, points, color):
+def line_label(method, args):
+  """The name of methods that differ in their transfer factors alone."""
+  name = reading.without_omega(method)
+  return args.labels.get(name) or reading.without_omega(
+      args.short.get(method, method))
+
+
+def draw_grid(axes, points, color, marker, shift):
   points = sorted(points, key=lambda point: point['omega'])
-  xs = [point['omega'] for point in points]
+  xs = [point['omega'] + shift for point in points]
   centre, low, high = np.array([point['estimate'] for point in points]).T
-  axes.set_xticks(xs)
   axes.vlines(xs, low, high, color=color, linewidth=1.2)
-  line, = axes.plot(xs, centre, 'o-', color=color, markersize=4)
+  line, = axes.plot(
+      xs, centre, marker=marker, color=color, markersize=4,
+      linestyle='-' if len(xs) > 1 else '')
   return line
 
 
-def draw_reference(axes, points, color):
-  centre, low, high = points[0]['estimate']
+def draw_reference(axes, estimate, color, linestyle):
+  centre, low, high = estimate
   if math.isfinite(low):
-    axes.axhspan(low, high, color=color, alpha=0.1, linewidth=0)
-  return axes.axhline(centre, color=color, linewidth=1.1, linestyle='--')
+    axes.axhspan(low, high, color=color, alpha=0.08, linewidth=0)
+  return axes.axhline(centre, color=color, linewidth=1.1, linestyle=linestyle)
 
 
-def grid(number, args):
-  """An empty figure and its first `number` panels."""
-  cols = min(args.cols or columns(number), number)
+def grid(number, args, cols=None):
+  """An empty figure and its first `number` panels, row by row."""
+  cols = min(args.cols or cols or columns(number), number)
   rows = math.ceil(number / cols)
   width, height = args.size
   figure = mpl_figure.Figure(
-      figsize=(cols * width, rows * height), layout='constrained')
+      figsize=(cols * width, rows * height), dpi=style.DPI)
   spec = figure.add_gridspec(rows, cols)
   panels = [figure.add_subplot(spec[divmod(i, cols)]) for i in range(number)]
   return figure, panels
+
+
+def in_rows(panels):
+  cols = panels[0].get_gridspec().ncols
+  return [panels[at:at + cols] for at in range(0, len(panels), cols)]
 
 
 def columns(number):
@@ -382,10 +496,10 @@ def columns(number):
 
 def dress(axes, args, ylim=None):
   """Limits, ticks and their labels."""
-  axes.xaxis.set_major_locator(ticks(args.xticks))
-  axes.yaxis.set_major_locator(ticks(args.yticks))
-  axes.xaxis.set_major_formatter(lambda x, _: scores.si(x))
-  axes.yaxis.set_major_formatter(lambda y, _: value_text(y))
+  axes.xaxis.set_major_locator(style.ticks(args.xticks))
+  axes.yaxis.set_major_locator(style.ticks(args.yticks))
+  axes.xaxis.set_major_formatter(style.step_text)
+  axes.yaxis.set_major_formatter(style.value_text)
   # Axes start at zero where the data come near it.
   for low, high, limit in (
       (axes.dataLim.xmin, axes.dataLim.xmax, axes.set_xlim),
@@ -396,15 +510,6 @@ def dress(axes, args, ylim=None):
     axes.set_xlim(*args.xlim)
   if ylim:
     axes.set_ylim(*ylim)
-
-
-def ticks(most):
-  return mpl_ticker.MaxNLocator(
-      max(most - 1, 1), steps=[1, 2, 2.5, 5, 10], min_n_ticks=1)
-
-
-def value_text(value):
-  return scores.si(value) if abs(value) >= 1e4 else f'{value:g}'
 
 
 def label_outer(panels, args):
@@ -423,34 +528,17 @@ def outer(axes, index, panels, xlabel, ylabel):
     axes.set_xlabel(xlabel)
 
 
-def add_legend(figure, handles):
-  """One legend below the panels, with as many columns as fit, evenly filled."""
-  more = len(handles) - LEGEND
-  handles = dict(list(handles.items())[:LEGEND])
-  if more > 0:
-    handles[f'and {more} more'] = mpl_lines.Line2D([], [], linestyle='')
-  # Matplotlib leaves out names that start with an underscore.
-  names = ['\u200b' + n if n.startswith('_') else n for n in handles]
-  place = lambda cols: figure.legend(
-      list(handles.values()), names, loc='outside lower center', ncols=cols,
-      frameon=False, handlelength=2.2, columnspacing=1.4, borderpad=0.1,
-      borderaxespad=0.3)
-  narrow = place(1)
-  cols = max(1, int(figure.bbox.width // narrow.get_window_extent().width))
-  narrow.remove()
-  legend = place(math.ceil(len(names) / math.ceil(len(names) / cols)))
-  figure.align_ylabels()
-  # The panels keep their size.
-  inches = legend.get_window_extent().height / figure.dpi
-  figure.set_figheight(figure.get_figheight() + inches)
-
-
 def axis_name(key):
   return AXIS_NAMES.get(key) or re.sub(r'[/_]+', ' ', key).strip().capitalize()
 
 
 def label(method, args):
-  return args.labels.get(method, method)
+  return named(args.labels, method, args) or args.short.get(method, method)
+
+
+def title_width(args):
+  """How many characters stand above a panel."""
+  return max(8, int(11.5 * args.size[0]))
 
 
 def title(task, args):
@@ -504,12 +592,20 @@ def parse(argv):
   add('--bins', type=positive,
       help='steps per bin (a thirtieth of the longest run)')
   add('--aggregate', type=aggregate, default='mean', metavar='HOW',
-      help='mean (with standard deviation), median (with quartiles), iqm '
+      help='mean (with standard deviation, ddof 0), median (with quartiles), iqm '
       '(interquartile mean with stratified bootstrap 95%% intervals) or none '
       '(single curves)')
+  add('--merge', nargs='+', type=pattern, default=[], metavar='FLAG',
+      help='patterns of flags in which seeds of one method may differ, such as '
+      "'source|encoder|decoder|meta.' if each seed has its own source")
+  add('--group-by', '--group_by', choices=('flags', 'path'), default='flags',
+      help='what makes runs seeds of one method: script and flags (flags), or '
+      'the directory that they are in (path), for changes of the code')
   add('--transfer-report', '--transfer_report', nargs='?', type=boolean,
       const=True, default=False,
-      help='compare transfer with scratch runs of the same task')
+      help='compare transfer with scratch runs of the same task and flags')
+  add('--baseline', metavar='METHOD',
+      help='the method to compare with instead')
   add('--threshold', type=number,
       help='return for steps to threshold (nine tenths of scratch)')
   add('--size', nargs=2, type=positive, default=(2.5, 2.1),
@@ -524,7 +620,7 @@ def parse(argv):
   add('--labels', nargs='+', default=[], metavar='NAME LABEL',
       help='pairs: what to write for a method or task')
   add('--palette', nargs='+', default=['contrast'],
-      help=f'{", ".join(PALETTES)}, a Matplotlib colormap, or colours')
+      help=f'{", ".join(style.PALETTES)}, a Matplotlib colormap, or colours')
   add('--colors', nargs='+', default=[], metavar='METHOD COLOR',
       help='pairs: the colour of a method')
   # argparse takes -1e3 for a flag; a blank in front makes it a value.
@@ -546,7 +642,7 @@ def checked(args):
     if limits and limits[0] >= limits[1]:
       raise terminal.UserError(f'--{flag} takes the lower limit first.')
   named = len(args.palette) == 1 and (
-      args.palette[0] in PALETTES or args.palette[0] in matplotlib.colormaps)
+      args.palette[0] in style.PALETTES or args.palette[0] in matplotlib.colormaps)
   for flag, words in (
       ('--palette', [] if named else args.palette),
       ('--colors', args.colors.values())):
