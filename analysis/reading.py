@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import functools
 import json
 import math
 import os
@@ -11,16 +12,12 @@ import re
 import numpy as np
 import pandas as pd
 
+from common import options
 from common import terminal
 from data.logdir import Logdir, METRICS
 
-# Flags that do not change what is learned, or that a method's name already
-# tells.
-_NEUTRAL = re.compile(
-    r'task\d?|seed|steps|logdir|script|preset|transfer|transfer_factor|n_meta'
-    r'|log_\w+|eval_every|envs|parallel|gpu_growth'
-    r'|precision|run|python|tensorflow|threads|jit|save_every|eval_episodes'
-    r'|allow_changes|replay_memory')
+# Records of a run that stand beside its flags.
+_RECORDS = 'script', 'run', 'python', 'tensorflow'
 # Flags that name files of other agents.
 SOURCES = re.compile(r'source|encoder|decoder|meta\d')
 _OMEGA = re.compile(r' ?(?:ω|omega)[=_ ]?(\d*\.?\d+)')
@@ -284,11 +281,19 @@ def tells_apart(flag, curve):
   if curve.kind == 'scratch' and flag in (
       'source', 'reset', 'scale', 'copy'):  # Unused.
     return False
-  return not _NEUTRAL.fullmatch(flag)
+  flags = _flags(_clean(curve.config.get('script', ''))) or _flags('dreamer.py')
+  return flags.method(flag) if flag in flags else flag not in _RECORDS
+
+
+@functools.cache
+def _flags(script):
+  """The flags of a script with their defaults; None if it is not ours."""
+  return options.SCRIPTS[script]() if script in options.SCRIPTS else None
 
 
 def _defaults(config):
-  return {}
+  flags = _flags(_clean(config.get('script', '')))
+  return flags.plain() if flags else {}
 
 
 def _text(value):

@@ -522,14 +522,16 @@ def drawings(out):
   factors = '|'.join(f'{factor:g}' for factor in shared)
   least = min(STEPS.values())
   scratch = 'dreamer', 'Scratch'
+  # Each seed has a source of its own.
+  merge = '--merge', 'source|encoder|meta.'
   meta = f'MMTL N={len(SOURCES)}', 'Meta-model'
   parts = [
       word for kind, freeze in kinds.items()
       for word in (f'FTL ω=0 freeze={freeze}', f'Autoencoder, {kind}')]
   targets = (
-      [runs / task for task in TARGETS], '--transfer-report', '--methods',
-      f'^dreamer$|ω=({factors}|1)$|^MMTL', '--labels', *scratch, 'FTL ω=1',
-      'Full transfer', *meta)
+      [runs / task for task in TARGETS], *merge, '--transfer-report',
+      '--methods', f'^dreamer$|ω=({factors}|1)$|^MMTL', '--labels', *scratch,
+      'FTL ω=1', 'Full transfer', *meta)
 
   def plot(folder, indirs, *words):
     return [
@@ -540,16 +542,17 @@ def drawings(out):
   return [
       plot('targets', *targets),
       plot('first_stage', *targets, '--until', str(least)),
-      plot('omega', [runs / first], '--transfer-report', '--methods',
+      plot('omega', [runs / first], *merge, '--transfer-report', '--methods',
            '^dreamer$|ω=0'),
-      plot('sources', [runs / name for name in ('sources', *SOURCES)]),
+      plot('sources', [runs / name for name in ('sources', *SOURCES)],
+           *merge),
       plot('broken', [runs / broken / 'scratch', runs / 'ablation' / broken],
            '--labels', f'dreamer {flag}=', 'Dreamer',
            f'dreamer {flag}={value}', 'Broken on purpose'),
       plot('autoencoder',
            [runs / puzzle / name for name in ('scratch', 'meta-model')] +
-           [runs / 'autoencoder' / puzzle], '--transfer-report', '--labels',
-           *scratch, *meta, *parts)]
+           [runs / 'autoencoder' / puzzle], *merge, '--transfer-report',
+           '--labels', *scratch, *meta, *parts)]
 
 
 def draw(commands):

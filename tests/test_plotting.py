@@ -16,7 +16,10 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from analysis import reading
 from analysis import scores
+from analysis import style
+from analysis import tables
 from common import terminal
 import plotting
 
@@ -181,7 +184,7 @@ def test_identity_from_configuration_else_from_path(
     tmp_path, config, expected):
   folder = tmp_path / 'dmc_walker_walk' / 'planet' / '7'
   write_run(folder, [1, 2], config=config)
-  curve, = scores.load([tmp_path])
+  curve, = reading.load([tmp_path])
   assert (curve.task, curve.method, curve.seed) == expected
 
 
@@ -193,7 +196,7 @@ def test_identity_from_configuration_else_from_path(
     ('logdir', 'logdir', (None, 'logdir', '0'))])
 def test_identity_from_directory_names(tmp_path, inner, indir, expected):
   write_run(tmp_path / inner, [1, 2])
-  curve, = scores.load([tmp_path / indir])
+  curve, = reading.load([tmp_path / indir])
   task = expected[0] or tmp_path.name
   assert (curve.task, curve.method, curve.seed) == (task, *expected[1:])
 
@@ -205,7 +208,7 @@ def test_a_multi_task_run_gives_a_curve_per_task(tmp_path):
   write_run(folder, [2, 4], [20, 40], config, prefix='B/')
   with (folder / 'metrics.jsonl').open('a') as file:
     file.write(text)
-  curves = {curve.task: curve for curve in scores.load([tmp_path])}
+  curves = {curve.task: curve for curve in reading.load([tmp_path])}
   assert sorted(curves) == ['A', 'B']
   assert curves['A'].ys.tolist() == [1, 3]
   assert curves['B'].xs.tolist() == [20, 40]
@@ -216,10 +219,10 @@ def test_runs_that_differ_in_a_flag_are_not_averaged(tmp_path):
     for rate in (1e-4, 6e-4):
       write_run(tmp_path / f'{rate}-{seed}', [1, 2], config=dict(
           task='t', script='dreamer.py', seed=seed, model_lr=rate,
-          logdir=f'x{rate}', encoder=f'./{seed}/encoder.pkl', steps=1e5 + seed))
+          logdir=f'x{rate}', steps=1e5 + seed))
   write_run(tmp_path / 'other', [1, 2], config=dict(
       task='u', script='dreamer.py', seed=0, model_lr=6e-4, batch_size=3))
-  methods = sorted((c.task, c.method, c.seed) for c in scores.load([tmp_path]))
+  methods = sorted((c.task, c.method, c.seed) for c in reading.load([tmp_path]))
   assert methods == [
       ('t', 'dreamer model_lr=0.0001', '0'),
       ('t', 'dreamer model_lr=0.0001', '1'),
@@ -241,7 +244,7 @@ def test_damaged_files(tmp_path, capsys):
     (tmp_path / name).mkdir(parents=True)
   (tmp_path / 'new' / 'metrics.jsonl').write_text('{"step": 1, "fps": 2}\n')
   os.symlink(tmp_path, tmp_path / 'loop')
-  curve, = scores.load([tmp_path, folder])
+  curve, = reading.load([tmp_path, folder])
   assert curve.xs.tolist() == [1e4, 3e4, 5e4]
   assert curve.ys.tolist() == [1, 3, 5]
   assert (curve.task, curve.method) == ('t', 'm')
@@ -268,10 +271,9 @@ def test_odd_directory_names_are_drawn_and_written(tmp_path):
 
 def test_bins_are_the_same_for_every_run():
   xs = np.array([0, 1, 9.5, 10, 10.5, 20, 45])
-  centres, means = scores.binned(xs, np.array([1, 2, 3, 6, 10, 20, 7.0]), 10)
-  assert centres.tolist() == [5, 15, 45]
-  assert means.tolist() == [3, 15, 7]
-  curve = lambda xs, ys: scores.Curve(
+  means = scores.binned(xs, np.array([1, 2, 3, 6, 10, 20, 7.0]), 10)
+  assert means.to_dict() == {5: 3, 15: 15, 45: 7}
+  curve = lambda xs, ys: reading.Curve(
       't', 'm', '0', None, {}, np.array(xs, float), np.array(ys, float))
   centres, values = scores.aligned(
       [curve([3, 15], [1, 2]), curve([12, 14, 21], [4, 6, 9])], 10)
@@ -350,7 +352,7 @@ def test_score_table(tmp_path, capsys):
 
 def test_final_score_of_few_evaluations():
   for xs, ys, final in (([0], [7], 7), ([0, 5], [1, 3], 3)):
-    curve = scores.Curve(
+    curve = reading.Curve(
         't', 'm', '0', None, {}, np.array(xs, float), np.array(ys, float))
     assert scores.final_score(curve) == final
 
@@ -442,16 +444,17 @@ def test_transfer_figure_and_omega_curve(transfer_runs):
   marks = [line for line in panels[2].lines if line.get_marker() == 'o']
   assert [line.get_xdata()[0] for line in marks] == pytest.approx([12, 20, 8])
   assert [t.get_text() for t in panels[0].get_yticklabels()] == [
-      'FTL ω=0', 'FTL ω=0.2', 'FTL ω=0.5']
-  axes, = figures['omega'].axes
+      'Hop', 'FTL ω=0', 'FTL ω=0.2', 'FTL ω=0.5']
+  overall, axes = figures['omega'].axes
+  assert (overall.get_title(), axes.get_title()) == (
+      'Hop, overall', 'Hop, final')
   assert axes.get_xlabel() == 'Transfer factor ω'
   assert axes.get_xticks().tolist() == [0, 0.2, 0.5]
-  final = [line for line in axes.lines if line.get_marker() == 'o'][1]
+  final, = [line for line in axes.lines if line.get_marker() == 'o']
   np.testing.assert_allclose(
       final.get_xydata(), [[0, 107.5], [0.2, 115.5], [0.5, 103.5]])
   legend = [text.get_text() for text in figures['omega'].legends[0].get_texts()]
-  assert sorted(legend) == [
-      'FTL, final', 'FTL, overall', 'scratch, final', 'scratch, overall']
+  assert sorted(legend) == ['FTL', 'scratch']
 
 
 # Figures
@@ -477,7 +480,7 @@ def test_curves_have_a_panel_per_task_and_a_line_per_method(two_tasks):
       'dreamer', 'planet']
   colors = [[line.get_color() for line in drawn_lines(axes)]
             for axes in figure.axes]
-  assert colors[0] == colors[1] == list(plotting.PALETTES['contrast'][:2])
+  assert colors[0] == colors[1] == list(style.PALETTES['contrast'][:2])
 
 
 @pytest.mark.parametrize('how, value, band', [
@@ -530,7 +533,7 @@ def test_palettes(two_tasks):
   colors = lambda *flags: [
       line.get_color() for line in drawn_lines(
           make(two_tasks, *flags)[0]['curves'].axes[0])]
-  assert colors('--palette', 'muted') == list(plotting.PALETTES['muted'][:2])
+  assert colors('--palette', 'muted') == list(style.PALETTES['muted'][:2])
   assert colors('--palette', '#111111', 'green') == ['#111111', 'green']
   assert len(set(colors('--palette', 'viridis'))) == 2
   assert colors('--palette', 'tab10') == ['#1f77b4', '#ff7f0e']
@@ -545,7 +548,7 @@ def test_more_methods_than_colors_differ_in_dashes(tmp_path):
 
 def test_methods_are_sorted_by_number_after_scratch():
   names = ['MMTL N=2', 'FTL ω=0.5', 'FTL ω=0.25', 'scratch', 'm10', 'm9', '4']
-  assert sorted(names, key=scores.method_order) == [
+  assert sorted(names, key=reading.method_order) == [
       'scratch', '4', 'FTL ω=0.25', 'FTL ω=0.5', 'MMTL N=2', 'm9', 'm10']
 
 
@@ -557,9 +560,9 @@ def test_one_evaluation_of_one_run_is_seen(tmp_path):
 
 
 def test_step_texts():
-  assert [scores.si(x) for x in (0, 500, 1e3, 25e4, 1e6, 1.5e6, 2e9, 0.2)] == [
+  assert [tables.si(x) for x in (0, 500, 1e3, 25e4, 1e6, 1.5e6, 2e9, 0.2)] == [
       '0', '500', '1K', '250K', '1M', '1.5M', '2B', '0.2']
-  assert (scores.si(999999), scores.si(-2e5)) == ('1M', '-200K')
+  assert (tables.si(999999), tables.si(-2e5)) == ('1M', '-200K')
 
 
 # Published scores
@@ -643,5 +646,5 @@ def test_thirty_tasks_and_two_thousand_runs(tmp_path):
         STEPS[::5] / 1e4 + index % 7, STEPS[::5])
   figure = make(tmp_path, '--aggregate', 'iqm')[0]['curves']
   assert len(figure.axes) == 30
-  plotting.save(figure, tmp_path / 'curves')
+  style.save(figure, tmp_path / 'curves')
   assert (tmp_path / 'curves.png').stat().st_size > 1e5
