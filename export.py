@@ -8,7 +8,7 @@ In Python, on an agent from `dreamer.load_agent('./logdir')`, the same is
 
 import pathlib
 
-from common import flags, terminal
+from common import flags, layers, terminal
 from data import checkpoints
 from data.logdir import checkpoint_in
 
@@ -17,7 +17,7 @@ def define_config():
   config = flags.Config()
   config.define('from', '', 'Log directory, or checkpoint in either format.')
   config.define('module', 'encoder', 'What to take of it.',
-                list(checkpoints.LAYERS))
+                list(layers.MODULES))
   config.define('to', '', 'File to write, for example ./encoder.pkl.')
   return config
 

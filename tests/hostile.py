@@ -158,6 +158,9 @@ def calls():
       'extension 2': b'\x83\1\1',
       'extension 4': b'\x84\1\1\1\1',
       'persistent text': b'Pme\n',
+      'call of a call': dtype() + b'(' + text(b'f8') + b'tR',
+      'values set on a function': (
+          b'cnumpy\ndtype\n(N}' + text(b'name') + text(b'scalar') + b'stb'),
       'buffers': b'\x97\x98'}
 
 
@@ -204,7 +207,7 @@ def items():
       'other order': array(pair, raw(bytes(8)), dtype(order=b'(2,)')),
       'strange truth': array(pair, raw(b'\2\xff'), dtype(b'b1', b'|')),
       'no dtype': array(pair, raw(bytes(8)), b'N'),
-      'no bytes': array(pair, text(bytes(8))),
+      'no bytes': array(pair, number(8)),
       'too few bytes': array(pair, raw(bytes(7))),
       'no shape': array(b'K\2', raw(bytes(8))),
       'shape of truth': array(b'\x88\x85', raw(bytes(4))),
@@ -258,11 +261,11 @@ def copies():
   letters = b'X' + struct.pack('<I', size) + b'a' * size
   encode = b'c_codecs\nencode\nh\0' + text(b'latin1') + b'\x86R'
   return {
-      'many arrays': raw(bytes(size)) + b'\x94(' +
+      'many arrays': b'(' + raw(bytes(size)) + b'\x94' +
                      array(shape, b'h\0', kind) * times + b't',
-      'many buffers': raw(bytes(size)) + b'\x94(' +
+      'many buffers': b'(' + raw(bytes(size)) + b'\x94' +
                       buffer(shape, b'h\0', kind) * times + b't',
-      'many texts': letters + b'\x94(' + encode * times + b't'}
+      'many texts': b'(' + letters + b'\x94' + encode * times + b't'}
 
 
 def nonsense():

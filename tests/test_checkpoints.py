@@ -12,9 +12,9 @@ import time
 import numpy as np
 import pytest
 
-from data import checkpoints
+from common import layers, terminal
+from data import checkpoints, old_checkpoints, pickles
 import hostile
-from common import terminal
 from hostile import ORACLE, today
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -76,11 +76,11 @@ def sigmoid(x):
 
 
 def dense(variables, name, x):
-  layers = checkpoints.LAYERS[name]
-  for layer in layers:
+  names = layers.names(name)
+  for layer in names:
     kernel = variables[f'{name}/{layer}/kernel']
     x = x @ kernel + variables[f'{name}/{layer}/bias']
-    if layer != layers[-1]:
+    if layer != names[-1]:
       x = elu(x)
   return x
 
@@ -129,8 +129,8 @@ def test_dynamics_of_old_checkpoints(name):
 def test_pcont_may_come_before_the_reward(tmp_path):
   data = checkpoints.load(oracle('b'))
   arrays = tuple(
-      data['variables'][f'{name}/{key}'] for name in checkpoints.LAYERS
-      for key in checkpoints._names(name))
+      data['variables'][f'{name}/{key}'] for name in layers.MODULES
+      for key in old_checkpoints._names(name))
   found = checkpoints.load(write(tmp_path / 'x.pkl', arrays))
   assert_same(
       dict(sorted(found['variables'].items())),
@@ -148,7 +148,7 @@ def test_discrete_actions_of_old_checkpoints(tmp_path):
   assert data['config']['action_dist'] == 'onehot'
 
 
-@pytest.mark.parametrize('protocol', [2, 3, 4, 5])
+@pytest.mark.parametrize('protocol', range(6))
 def test_protocols_of_old_checkpoints(tmp_path, protocol):
   path = write(tmp_path / 'x.pkl', old_arrays('a'), protocol)
   assert_same(checkpoints.load(path), checkpoints.load(oracle('a')))
@@ -156,6 +156,24 @@ def test_protocols_of_old_checkpoints(tmp_path, protocol):
   if protocol == 2:  # Later protocols state the length of each name.
     path.write_bytes(old_numpy)
     assert_same(checkpoints.load(path), checkpoints.load(oracle('a')))
+
+
+PYTHON_2 = (  # The opcodes that Python 2.7 and NumPy 1.16 write by protocol 2.
+    b'\x80\x02}q\x01(U\x04fourq\x02cnumpy.core.multiarray\n_reconstruct\nq\x03'
+    b'cnumpy\nndarray\nq\x04K\x00\x85U\x01b\x87Rq\x05(K\x01K\x02\x85cnumpy\n'
+    b'dtype\nq\x06U\x02f4K\x00K\x01\x87Rq\x07(K\x03U\x01<NNNJ\xff\xff\xff\xff'
+PYTHON_2 = (  # As Python 2.7 and NumPy 1.16 write it by protocol 2.
+    .replace(b'U\x04steps', b'U\x04step') +
+    b'cnumpy.core.multiarray\nscalar\nh\x07U\x04\x00\x00\x80\xbf\x86RX\x02\x00'
+    b'\x00\x00\xc3\xa4U\x01\xe4u.')
+
+
+def test_pickles_of_python_2(tmp_path):
+  path = tmp_path / 'x.pkl'
+  path.write_bytes(PYTHON_2)
+  assert_same(checkpoints.read(path), {
+      'four': np.array([1, -np.finfo('f4').max], 'f4'), 'step': np.float32(-1),
+      'ä': 'ä'})
 
 
 def changed(change):
@@ -187,13 +205,13 @@ def test_arrays_that_do_not_fit_are_named(tmp_path, change, words):
 ### Modules ###
 
 
-@pytest.mark.parametrize('name', checkpoints.LAYERS)
+@pytest.mark.parametrize('name', layers.MODULES)
 def test_a_module_comes_from_any_kind_of_file(tmp_path, name):
   data = today()
   expected = {
       key: value for key, value in data['variables'].items()
       if key.split('/')[0] == name}
-  assert len(expected) == len(checkpoints._names(name))
+  assert len(expected) == len(old_checkpoints._names(name))
   whole = tmp_path / 'whole.pkl'
   checkpoints.save(whole, data)
   single = tmp_path / 'models' / 'single.pkl'
@@ -237,7 +255,7 @@ def test_what_is_saved_is_read(tmp_path):
   assert [x.name for x in tmp_path.iterdir()] == ['variables.pkl']
 
 
-@pytest.mark.parametrize('protocol', [2, 3, 4, 5])
+@pytest.mark.parametrize('protocol', range(6))
 def test_every_kind_of_array(tmp_path, protocol):
   base = np.arange(24).reshape(2, 3, 4)
   arrays = [base.astype(kind) for kind in (
@@ -342,6 +360,24 @@ def test_full_disk(tmp_path):
   assert len([*tmp_path.iterdir()]) == 2
 
 
+def test_checkpoints_too_large_to_be_read_are_not_written(
+    tmp_path, monkeypatch):
+  path = tmp_path / 'variables.pkl'
+  checkpoints.save(path, today(1), keep=True)
+  checkpoints.save(path, today(2), keep=True)
+  size = path.stat().st_size
+  larger = {**today(3), 'more': 'x'}
+  monkeypatch.setattr(pickles, 'MAX_BYTES', size)
+  with pytest.raises(terminal.UserError, match='not read again') as error:
+    checkpoints.save(path, larger, keep=True)
+  assert str(path) in str(error.value) and '\n' not in str(error.value)
+  assert checkpoints.load(path)['step'] == 2
+  assert checkpoints.load(checkpoints.previous(path))['step'] == 1
+  checkpoints.save(path, today(3), keep=True)  # Of just this size.
+  assert checkpoints.load(path)['step'] == 3
+  assert len([*tmp_path.iterdir()]) == 2
+
+
 def test_directory_that_cannot_be_made(tmp_path):
   (tmp_path / 'file').touch()
   with pytest.raises(terminal.UserError, match='cannot be written'):
@@ -412,7 +448,8 @@ def test_files_that_are_no_checkpoints(tmp_path):
   path = tmp_path / 'variables.pkl'
   for content, words in [
       (b'', 'no pickle'), (b'hello', 'no pickle'), (b'PK\3\4' * 9, 'no pickle'),
-      (pickle.dumps([1.0], 0), 'no pickle'),
+      (b'import numpy\nx = 1\n', 'no pickle'),
+      (pickle.dumps([1.0], 0), 'holds 0 arrays'),
       (oracle('a').read_bytes()[:1000], 'truncated'),
       (oracle('a').read_bytes()[:-1], 'truncated'),
       (oracle('a').read_bytes() + b'x', 'goes on after its end'),
@@ -451,8 +488,8 @@ def test_large_checkpoints_load_fast(tmp_path):
       'cnn_depth': 32, 'deter_size': 200, 'stoch_size': 30, 'features': 230,
       'num_units': 400, 'action_dim': 6, 'action_outputs': 12}
   arrays = tuple(
-      np.zeros(checkpoints._shapes(name, sizes)[key], np.float32)
-      for name in checkpoints.LAYERS for key in checkpoints._names(name))
+      np.zeros(old_checkpoints._shapes(name, sizes)[key], np.float32)
+      for name in layers.MODULES for key in old_checkpoints._names(name))
   assert sum(x.nbytes for x in arrays) > 20e6
   for protocol in (2, 4, 5):
     path = write(tmp_path / 'x.pkl', arrays, protocol)
@@ -473,16 +510,15 @@ def survive(folder, *arguments):
 
 def test_hostile_pickles(tmp_path):
   """Each gives the error, in 1 GiB; those that are only odd may be read."""
-  pickles = hostile.pickles()
+  contents = hostile.pickles()
   harmless = {
-      'dotted name', 'large memo index', 'large memo indices',
-      'large step', 'infinite step'}
-  for name, content in pickles.items():
+      'dotted name', 'build nothing', 'large step', 'infinite step'}
+  for name, content in contents.items():
     (tmp_path / f'{name}.pkl').write_bytes(content)
   found = survive(tmp_path)
   assert not (tmp_path / 'canary').exists()
-  assert len(found) == len(pickles)
-  for name in pickles:
+  assert len(found) == len(contents)
+  for name in contents:
     messages = found[f'{name}.pkl']
     assert messages.pop('read') or name in harmless, name
     assert all(messages.values()), name
