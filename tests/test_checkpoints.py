@@ -158,14 +158,13 @@ def test_protocols_of_old_checkpoints(tmp_path, protocol):
     assert_same(checkpoints.load(path), checkpoints.load(oracle('a')))
 
 
-PYTHON_2 = (  # The opcodes that Python 2.7 and NumPy 1.16 write by protocol 2.
+PYTHON_2 = (  # As Python 2.7 and NumPy 1.16 write it by protocol 2.
     b'\x80\x02}q\x01(U\x04fourq\x02cnumpy.core.multiarray\n_reconstruct\nq\x03'
     b'cnumpy\nndarray\nq\x04K\x00\x85U\x01b\x87Rq\x05(K\x01K\x02\x85cnumpy\n'
     b'dtype\nq\x06U\x02f4K\x00K\x01\x87Rq\x07(K\x03U\x01<NNNJ\xff\xff\xff\xff'
-PYTHON_2 = (  # As Python 2.7 and NumPy 1.16 write it by protocol 2.
-    .replace(b'U\x04steps', b'U\x04step') +
-    b'cnumpy.core.multiarray\nscalar\nh\x07U\x04\x00\x00\x80\xbf\x86RX\x02\x00'
-    b'\x00\x00\xc3\xa4U\x01\xe4u.')
+    b'J\xff\xff\xff\xffK\x00tb\x89U\x08\x00\x00\x80?\xff\xff\x7f\xfftb'
+    b'U\x04stepcnumpy.core.multiarray\nscalar\nh\x07U\x04\x00\x00\x80\xbf\x86R'
+    b'X\x02\x00\x00\x00\xc3\xa4U\x01\xe4u.')
 
 
 def test_pickles_of_python_2(tmp_path):
