@@ -24,7 +24,7 @@ def agent(data):
   modules = _order(arrays)
   variables, sizes = {}, {}
   for name in modules:
-    count = len(_names(name))
+    count = len(names(name))
     found, measured = _named(name, arrays[:count])
     arrays = arrays[count:]
     variables.update(found)
@@ -44,10 +44,10 @@ def module(data, name):
   arrays = _arrays(data)
   if len(arrays) in _AGENTS:
     return agent(data)['variables']
-  if len(arrays) != len(_names(name)):
+  if len(arrays) != len(names(name)):
     raise pickles.Refused(
         f'is not an old {name} module: it holds {len(arrays)} arrays, '
-        f'such a module has {len(_names(name))}')
+        f'such a module has {len(names(name))}')
   return _named(name, arrays)[0]
 
 
@@ -67,7 +67,7 @@ def _step(data):
   return int(counts[0]) if counts else 0
 
 
-def _names(module):
+def names(module):
   """Names of the variables of a module, in the order of old files."""
   kernels = {'gru': ('kernel', 'recurrent_kernel')}
   return [
@@ -76,7 +76,7 @@ def _names(module):
 
 
 _AGENTS = {
-    sum(len(_names(name)) for name in modules): modules
+    sum(len(names(name)) for name in modules): modules
     for modules in (
         [name for name in layers.MODULES if name != 'pcont'],
         [*layers.MODULES])}
@@ -89,8 +89,8 @@ def _order(arrays):
   the optimizer was made it follows: one hidden layer more tells them apart.
   """
   modules = _AGENTS[len(arrays)]
-  start = sum(len(_names(name)) for name in modules[:4])
-  ends_reward = arrays[start + len(_names('reward')) - 1].shape == (1,)
+  start = sum(len(names(name)) for name in modules[:4])
+  ends_reward = arrays[start + len(names('reward')) - 1].shape == (1,)
   if 'pcont' in modules and ends_reward:
     return [*modules[:4], 'reward', 'pcont', 'value']
   return modules
@@ -98,15 +98,15 @@ def _order(arrays):
 
 def _named(name, arrays):
   """The variables of a module and its sizes, if every shape fits them."""
-  arrays = dict(zip(_names(name), arrays))
+  arrays = dict(zip(names(name), arrays))
   sizes = _measure(name, arrays)
-  shapes = _shapes(name, sizes)
+  expected = shapes(name, sizes)
   for key, array in arrays.items():
-    if array.shape != shapes[key] or array.dtype.kind != 'f':
+    if array.shape != expected[key] or array.dtype.kind != 'f':
       raise pickles.Refused(
           f'is no old checkpoint or {name} module: {name}/{key} would be '
-          f'{array.dtype}{[*array.shape]}, and float{[*shapes[key]]} goes with '
-          'the other arrays')
+          f'{array.dtype}{[*array.shape]}, and float{[*expected[key]]} goes '
+          'with the other arrays')
   named = {
       f'{name}/{key}': array.astype(np.float32)
       for key, array in arrays.items()}
@@ -136,16 +136,16 @@ def _measure(name, arrays):
   return sizes
 
 
-def _shapes(name, sizes):
+def shapes(name, sizes):
   """The shape of each variable of a module of the given sizes."""
-  shapes = {}
+  found = {}
   for layer, kernel in _kernels(name, sizes).items():
     transposed = name == 'decoder' and len(kernel) == 4
-    shapes[f'{layer}/kernel'] = shapes[f'{layer}/recurrent_kernel'] = kernel
-    shapes[f'{layer}/bias'] = (kernel[-2] if transposed else kernel[-1],)
+    found[f'{layer}/kernel'] = found[f'{layer}/recurrent_kernel'] = kernel
+    found[f'{layer}/bias'] = (kernel[-2] if transposed else kernel[-1],)
   if name == 'dynamics':
-    shapes['gru/bias'] = (2, *shapes['gru/bias'])
-  return shapes
+    found['gru/bias'] = (2, *found['gru/bias'])
+  return found
 
 
 def _kernels(name, sizes):

@@ -130,7 +130,7 @@ def test_pcont_may_come_before_the_reward(tmp_path):
   data = checkpoints.load(oracle('b'))
   arrays = tuple(
       data['variables'][f'{name}/{key}'] for name in layers.MODULES
-      for key in old_checkpoints._names(name))
+      for key in old_checkpoints.names(name))
   found = checkpoints.load(write(tmp_path / 'x.pkl', arrays))
   assert_same(
       dict(sorted(found['variables'].items())),
@@ -210,7 +210,7 @@ def test_a_module_comes_from_any_kind_of_file(tmp_path, name):
   expected = {
       key: value for key, value in data['variables'].items()
       if key.split('/')[0] == name}
-  assert len(expected) == len(old_checkpoints._names(name))
+  assert len(expected) == len(old_checkpoints.names(name))
   whole = tmp_path / 'whole.pkl'
   checkpoints.save(whole, data)
   single = tmp_path / 'models' / 'single.pkl'
@@ -487,8 +487,8 @@ def test_large_checkpoints_load_fast(tmp_path):
       'cnn_depth': 32, 'deter_size': 200, 'stoch_size': 30, 'features': 230,
       'num_units': 400, 'action_dim': 6, 'action_outputs': 12}
   arrays = tuple(
-      np.zeros(old_checkpoints._shapes(name, sizes)[key], np.float32)
-      for name in layers.MODULES for key in old_checkpoints._names(name))
+      np.zeros(old_checkpoints.shapes(name, sizes)[key], np.float32)
+      for name in layers.MODULES for key in old_checkpoints.names(name))
   assert sum(x.nbytes for x in arrays) > 20e6
   for protocol in (2, 4, 5):
     path = write(tmp_path / 'x.pkl', arrays, protocol)
