@@ -1,0 +1,166 @@
+"""The Makefile sets up an environment on every supported Python."""
+
+import os
+import pathlib
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+
+from packaging.requirements import Requirement
+import pytest
+
+import dreamer
+
+ROOT = pathlib.Path(__file__).parent.parent
+VERSIONS = '3.10', '3.11', '3.12', '3.13'
+# Outside of a virtual environment, as users have it.
+PYTHON = os.path.realpath(sys.executable)
+
+
+@pytest.fixture
+def checkout(tmp_path):
+  """A copy of what sets up, with no package to install."""
+  shutil.copy(ROOT / 'Makefile', tmp_path)
+  for name in ('requirements.txt', 'requirements-no-deps.txt',
+               'requirements-gpu.txt', 'tests/requirements.txt'):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text('')
+  return tmp_path
+
+
+def make(folder, *words, path=(), check=True):
+  done = subprocess.run(
+      ['make', *words], cwd=folder, capture_output=True, text=True,
+      env={**os.environ, 'PATH': ':'.join([*map(str, path), os.environ['PATH']])})
+  assert not check or done.returncode == 0, done.stderr
+  return done
+
+
+def program(path, script):
+  path.parent.mkdir(parents=True, exist_ok=True)
+  path.write_text(f'#!/bin/sh\n{script}\n')
+  path.chmod(0o755)
+  return path
+
+
+def train(folder, *words, **kwargs):
+  """The words of the command that `make train` runs."""
+  out = make(folder, '-n', 'train', *words, **kwargs).stdout
+  command, = re.findall(r'^\S+ dreamer.py .*(?:\\\n.*)*', out, re.M)
+  return shlex.split(command)[2:]
+
+
+def test_half_made_environments_are_made_anew(checkout):
+  """A `venv` that ended before pip, as Debian's does without python3-venv."""
+  broken = program(
+      checkout / 'python-without-ensurepip',
+      f'{PYTHON} -m venv --without-pip .venv; exit 1')
+  done = make(checkout, '.venv/ready', f'PYTHON={broken}', check=False)
+  assert done.returncode and 'apt-get install python3-venv' in done.stderr
+  assert (checkout / '.venv/bin/python').exists()
+  assert not list(checkout.glob('.venv/**/pip'))
+  done = make(checkout, '.venv/ready', f'PYTHON={PYTHON}')
+  assert done.stdout.startswith('Making .venv with')
+  assert (checkout / '.venv/bin/pip').exists()
+  # Nothing is left to do, until the interpreter is gone.
+  ready = checkout / '.venv/ready'
+  assert 'up to date' in make(checkout, '.venv/ready').stdout
+  (checkout / '.venv/bin/python').unlink()
+  (checkout / '.venv/bin/python').symlink_to('/nowhere/python')
+  done = make(checkout, '-n', '.venv/ready', f'PYTHON={PYTHON}')
+  assert '-m venv --clear .venv' in done.stdout
+  assert '-m pip install' in done.stdout and ready.exists()
+
+
+def test_complete_environments_are_kept(checkout):
+  """One that an earlier version of the Makefile made, or uv with its pip."""
+  python = program(checkout / '.venv/bin/python', 'exit 0')
+  make(checkout, '.venv/made', 'PYTHON=/bin/false')
+  assert python.read_text() == '#!/bin/sh\nexit 0\n'
+
+
+def test_no_python_is_one_line(checkout):
+  done = make(checkout, 'train', 'PYTHON=', check=False)
+  assert done.returncode
+  errors = [line for line in done.stderr.splitlines() if 'error:' in line]
+  assert len(errors) == 1 and 'make PYTHON=' in errors[0]
+
+
+@pytest.mark.parametrize('status, words, expected', [
+    (0, (), True), (0, ('GPU=0',), False), (9, (), False),
+    (9, ('GPU=1',), True)])
+def test_gpu_libraries_where_nvidia_smi_works(
+    checkout, status, words, expected):
+  program(checkout / 'bin/nvidia-smi', f'exit {status}')
+  out = make(
+      checkout, '-n', 'train', *words, path=[checkout / 'bin']).stdout
+  assert ('-r requirements-gpu.txt' in out) == expected
+  assert '-r requirements.txt' in out
+
+
+def test_set_up_shows_progress(checkout):
+  """Packages are installed by name, none in silence."""
+  out = make(checkout, '-n', '.venv/ready-test').stdout
+  assert out.count('-m pip install') == 3
+  assert not re.search(r'--quiet| -q+ ', out)
+
+
+@pytest.mark.parametrize('bullet', [True, False])
+def test_train_has_a_task_that_exists(checkout, bullet):
+  """Without PyBullet it is one of DeepMind Control."""
+  program(checkout / '.venv/bin/python', 'echo 1' if bullet else 'echo')
+  config = dreamer.define_config()
+  config.parse(train(checkout))
+  assert config.task == (
+      'InvertedPendulumBulletEnv-v0' if bullet else 'dmc_walker_stand')
+  assert config.plain()['preset'] == 'cpu'
+
+
+def test_another_seed_has_a_directory_of_its_own(checkout):
+  program(checkout / '.venv/bin/python', 'echo 1')
+  folders = set()
+  for words in ((), ('ARGS=--seed 1',), ('ARGS=--seed 2',)):
+    config = dreamer.define_config()
+    config.parse(train(checkout, *words))
+    folders.add(str(config.logdir))
+  assert len(folders) == 3 and '.' not in folders
+
+
+@pytest.mark.parametrize('version', VERSIONS)
+def test_requirements_pin_every_package_once(version):
+  """PyBullet on 3.10 and 3.11; the other simulators everywhere."""
+  def pins(name):
+    lines = [
+        line.split('#')[0].strip()
+        for line in (ROOT / name).read_text().splitlines()]
+    result = []
+    for line in lines:
+      if line and not line.startswith('-r '):
+        need = Requirement(line)
+        assert [pin.operator for pin in need.specifier] == ['=='], line
+        if not need.marker or need.marker.evaluate(
+            {'python_version': version}):
+          result.append((need.name, str(need.specifier)))
+    return result
+
+  packages = pins('requirements.txt') + pins('requirements-no-deps.txt') + pins(
+      'tests/requirements.txt')
+  names = [name for name, _ in packages]
+  assert len(set(names)) == len(names)
+  assert set(names) >= {
+      'tensorflow', 'gymnasium', 'dm_control', 'mujoco', 'ale-py', 'pygame',
+      'imageio', 'numpy', 'pytest'}
+  for name in ('pybullet', 'pybullet_envs_gymnasium'):
+    assert (name in names) == (version in ('3.10', '3.11'))
+  gpu, = pins('requirements-gpu.txt')
+  assert gpu in packages
+
+
+def test_licence_and_citation():
+  assert (ROOT / 'LICENSE').read_text().startswith('MIT License\n')
+  text = (ROOT / 'CITATION.cff').read_text()
+  assert 'cff-version: 1.2.0' in text and 'license: MIT' in text
+  papers = re.findall(r'https://arxiv.org/abs/([\d.]+)', text)
+  assert papers == ['1912.01603', '2205.14410']
