@@ -11,7 +11,7 @@ import sys
 from packaging.requirements import Requirement
 import pytest
 
-import dreamer
+from common import options
 
 ROOT = pathlib.Path(__file__).parent.parent
 VERSIONS = '3.10', '3.11', '3.12', '3.13'
@@ -111,7 +111,7 @@ def test_set_up_shows_progress(checkout):
 def test_train_has_a_task_that_exists(checkout, bullet):
   """Without PyBullet it is one of DeepMind Control."""
   program(checkout / '.venv/bin/python', 'echo 1' if bullet else 'echo')
-  config = dreamer.define_config()
+  config = options.dreamer()
   config.parse(train(checkout))
   assert config.task == (
       'InvertedPendulumBulletEnv-v0' if bullet else 'dmc_walker_stand')
@@ -122,7 +122,7 @@ def test_another_seed_has_a_directory_of_its_own(checkout):
   program(checkout / '.venv/bin/python', 'echo 1')
   folders = set()
   for words in ((), ('ARGS=--seed 1',), ('ARGS=--seed 2',)):
-    config = dreamer.define_config()
+    config = options.dreamer()
     config.parse(train(checkout, *words))
     folders.add(str(config.logdir))
   assert len(folders) == 3 and '.' not in folders
