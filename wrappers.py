@@ -76,6 +76,7 @@ def check_task(task):
     elif task.startswith('atari_'):
       _check_name(task, atari.tasks())
     elif task not in registered.tasks():
+      bullet.check_installed(task)
       _check_name(task, task_names())
 
 

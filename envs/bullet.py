@@ -2,11 +2,21 @@
 
 import contextlib
 import ctypes
+import importlib.util
 
 import gymnasium as gym
 import numpy as np
 
+from common import terminal
 from envs import libraries
+
+
+def check_installed(task):
+  """Raises a `terminal.UserError` for a PyBullet task without PyBullet."""
+  if task.endswith('BulletEnv-v0') and not importlib.util.find_spec('pybullet'):
+    raise terminal.UserError(
+        f"task '{task}' needs PyBullet, which has wheels for Python 3.10 and "
+        '3.11 only: make clean, then make train PYTHON=python3.11')
 
 
 @contextlib.contextmanager

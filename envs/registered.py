@@ -1,5 +1,6 @@
 """Registered Gymnasium ids, and environments that users write."""
 
+import contextlib
 import difflib
 import functools
 import importlib
@@ -36,9 +37,9 @@ class Rendered(gym.Wrapper):
 
 
 def tasks():
-  """All registered ids."""
-  import pybullet_envs_gymnasium  # Registers its tasks.
-  del pybullet_envs_gymnasium
+  """All registered ids, PyBullet's among them where that is installed."""
+  with contextlib.suppress(ModuleNotFoundError):
+    importlib.import_module('pybullet_envs_gymnasium')  # Registers its tasks.
   return list(gym.registry)
 
 

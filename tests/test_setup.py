@@ -164,3 +164,30 @@ def test_licence_and_citation():
   assert 'cff-version: 1.2.0' in text and 'license: MIT' in text
   papers = re.findall(r'https://arxiv.org/abs/([\d.]+)', text)
   assert papers == ['1912.01603', '2205.14410']
+
+
+def test_tasks_without_pybullet(tmp_path):
+  """DeepMind Control is left, and a task of PyBullet is one line."""
+  script = '''
+import sys
+from importlib.machinery import PathFinder
+class Without:
+  def find_spec(self, name, *rest):
+    if not name.startswith('pybullet'):
+      return PathFinder.find_spec(name, *rest)
+sys.meta_path[sys.meta_path.index(PathFinder)] = Without()
+import wrappers
+from common import terminal
+names = wrappers.task_names()
+assert 'Pendulum-v1' in names and 'atari_pong' in names
+assert not [name for name in names if 'Bullet' in name]
+wrappers.check_task('Pendulum-v1')
+try:
+  wrappers.check_task('HopperBulletEnv-v0')
+except terminal.UserError as error:
+  print(error)
+'''
+  done = subprocess.run(
+      [sys.executable, '-c', script], cwd=ROOT, capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr
+  assert 'needs PyBullet' in done.stdout and '3.11' in done.stdout
