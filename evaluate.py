@@ -18,7 +18,7 @@ from common import flags, terminal
 from data import checkpoints
 from data.logdir import Logdir
 import dreamer
-from runs import devices, driver, logs, workers
+from runs import devices, driver, logs, settings, workers
 import transfer
 import wrappers
 
@@ -119,8 +119,7 @@ def play(agent, task, config):
     return action.numpy()[:, :width], state
 
   with contextlib.closing(workers.make(
-      'none', task, action_repeat=c.action_repeat, time_limit=c.time_limit,
-      termination=c.termination, render=c.render)) as env:
+      'none', task, **settings.environment(c))) as env:
     width = check_actions(agent, task, env.action_space)
     terminal.say(task)
     camera = Camera(env, config.size if config.video else None)

@@ -24,20 +24,27 @@ from envs.pictures import SIZE
 
 
 def make_env(
-    task, *, action_repeat=2, time_limit=1000, termination=False,
-    action_dim=None, render='default'):
+    task, *, action_repeat=2, time_limit=1000, own_limit=False,
+    termination=False, action_dim=None, render='default', camera='published',
+    end_of_life=False, noops=0):
   """Makes an environment that is acted on and seen the same way for any task.
 
   Args:
     task: Name of the task, see the top of this file.
     action_repeat: Environment steps per decision; their rewards are summed.
-    time_limit: Environment steps after which an episode is truncated.
+    time_limit: Environment steps after which an episode is truncated. The
+      limit of a registered Gymnasium id also holds.
+    own_limit: Whether the registered limit of a PyBullet task also holds.
     termination: Whether PyBullet tasks end where they say they do. Otherwise
       an episode lasts the whole time limit, as in the published results.
     action_dim: Width of the padded actions, of which the environment receives
       the leading ones; None for its own width.
     render: 'default' or 'fast', which draws dm_control without shadows,
       reflections and antialiasing, several times as fast without a GPU.
+    camera: 'published' or 'whole', from where the whole robot of a PyBullet
+      task is seen.
+    end_of_life: Whether a lost life terminates an Atari episode.
+    noops: Most frames without an action at the beginning of an Atari episode.
 
   Returns:
     A Gymnasium environment. Actions are float32 [action_dim] in [-1, 1], or
@@ -55,14 +62,16 @@ def make_env(
   """
   _check_settings(action_repeat, time_limit, render)
   with _quiet_libraries(task):
-    base = _make_base(task, termination, render)
+    base = _make_base(task, termination, render, camera, end_of_life, noops)
     base.reset(seed=0)  # What goes wrong or takes time does so here.
   env = CheckFinite(base)
   env = ActionRepeat(env, action_repeat)
   env = _vector_actions(env, task)
   if action_dim is not None:
     env = PadActions(env, action_dim)
-  env = TimeLimit(env, time_limit // action_repeat)
+  if own_limit:
+    time_limit = min(time_limit, bullet.limit(task) or time_limit)
+  env = TimeLimit(env, max(1, time_limit // action_repeat))
   return Pixels(env, base.picture)
 
 
@@ -78,6 +87,16 @@ def check_task(task):
     elif task not in registered.tasks():
       bullet.check_installed(task)
       _check_name(task, task_names())
+
+
+def can_terminate(task, termination=False):
+  """Whether episodes of a task may end before the time limit.
+
+  What is not known to last, such as an environment of a user, may.
+  """
+  if task.startswith('dmc_'):
+    return control.can_terminate(task)
+  return termination or bullet.limit(task) is None
 
 
 def task_names():
@@ -112,16 +131,16 @@ def _check_name(task, names):
   raise terminal.UserError(f"unknown task '{task}'; near matches: {near}")
 
 
-def _make_base(task, termination, render):
+def _make_base(task, termination, render, camera, end_of_life, noops):
   check_task(task)
   if ':' in task:
     return registered.Rendered(registered.find_hook(task)(), task)
   if task.startswith('dmc_'):
     return control.Control(task, render)
   if task.startswith('atari_'):
-    return atari.Atari(task)
+    return atari.Atari(task, end_of_life, noops)
   if task.endswith('BulletEnv-v0'):
-    return bullet.Bullet(task, termination)
+    return bullet.Bullet(task, termination, camera)
   return registered.Rendered(registered.make(task), task)
 
 

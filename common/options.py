@@ -72,11 +72,21 @@ def dreamer():
   define('action_repeat', 2, 'Environment steps for which a decision is '
          'repeated.', low=1)
   define('time_limit', 1000, 'Environment steps after which an episode is '
-         'truncated.', low=1)
+         'truncated; 108000 for Atari.', low=1)
+  define('own_limit', False, 'Let the registered time limits of PyBullet tasks '
+         'hold too (Reacher and Pusher 150, Thrower 100 environment steps); on '
+         'unless time_limit is given.')
   define('termination', False, 'Let PyBullet tasks terminate episodes by their '
          'own rules; turns pcont on.')
+  define('end_of_life', False, 'Let a lost life terminate an Atari episode; '
+         'on for Atari.')
+  define('noops', 0, 'Most environment steps without an action at the '
+         'beginning of an Atari episode; 30 for Atari.', low=0)
   define('render', 'default', 'Rendering of DeepMind Control; fast leaves out '
          'shadows and reflections.', ['default', 'fast'])
+  define('camera', 'published', 'Camera of PyBullet: the published one cuts '
+         'off parts of some robots, whole shows all of them.',
+         ['published', 'whole'])
   define('prefill', 5000, 'Environment steps with random actions before '
          'training.', low=0)
   define('eval_noise', 0.0, 'Amount of exploration during evaluation.', low=0)
@@ -96,7 +106,7 @@ def dreamer():
   define('cnn_depth', 32, 'Channels of the first convolution; later layers '
          'have multiples.', low=1)
   define('pcont', False, 'Learn to predict the discount, and with it the end '
-         'of episodes.')
+         'of episodes; on for tasks that can terminate.')
   define('free_nats', 3.0, 'Free nats: KL divergence of posterior and prior '
          'below which it has no gradient.', low=0)
   define('kl_scale', 1.0, 'Scale β of the KL divergence in the model loss.',

@@ -41,7 +41,7 @@ class Bullet(gym.Env):
   # Distance and pitch of the camera where they are not 2 and 0.
   _cameras = {'Reacher': (1.05, 90), 'Pusher': (1.2, 45), 'Thrower': (1.2, 0)}
 
-  def __init__(self, task, termination):
+  def __init__(self, task, termination=False, camera='published'):
     self._task = task
     self._termination = termination
     self._distance, self._pitch = self._cameras.get(
@@ -52,7 +52,7 @@ class Bullet(gym.Env):
     self.action_space = self._env.action_space
 
   def _make(self):
-    # Without the registered time limit, which is not the same for all tasks.
+    # Without the registered time limit, which `make_env` sets.
     return gym.make(self._task, disable_env_checker=True).unwrapped
 
   def reset(self, *, seed=None, options=None):
@@ -99,3 +99,9 @@ class Bullet(gym.Env):
 
   def close(self):
     self._env.close()
+
+
+def limit(task):
+  """Registered time limit of a task in environment steps; None of others."""
+  spec = gym.registry.get(task) if task.endswith('BulletEnv-v0') else None
+  return spec and spec.max_episode_steps

@@ -121,3 +121,8 @@ def tasks():
   tasks = {f'dmc_{domain}_{task}': (domain, task) for domain, task in pairs}
   tasks['dmc_cup_catch'] = ('ball_in_cup', 'catch')
   return tasks
+
+
+def can_terminate(task):
+  """Whether a task ends before its time limit: of the suite only lqr does."""
+  return task.startswith('dmc_lqr_')

@@ -17,7 +17,7 @@ from common import files, terminal
 from common.backend import tf
 from data import checkpoints, replay
 from data.logdir import Logdir
-from runs import devices, driver, logs, workers
+from runs import devices, driver, logs, settings, workers
 import tools
 import wrappers
 
@@ -34,14 +34,15 @@ def main(argv, usage, define_config, agent_class, tasks=None):
       environment each; their metrics are kept by task too.
   """
   config = define_config().command(argv, usage)
-  # What follows from one flag for another stands here and nowhere else.
-  if config.termination:
-    config.pcont = True
   names = tasks(config) if tasks else [config.task] * config.envs
   for name in names:
     wrappers.check_task(name)
+  notes = settings.settle(config, names)
   devices.configure(config)
   team = devices.Team(config.batch_size)
+  if team.chief:
+    for note in notes:
+      terminal.say(note)
   with team.together(), contextlib.ExitStack() as stack:
     return Run(config, agent_class, names, bool(tasks), team, stack).run()
 
@@ -65,7 +66,8 @@ class Run:
     self._envs = self._make_envs(tasks, stack)
     self._test_envs = self._make_envs(list(dict.fromkeys(tasks)), stack)
     self._action_dim = self._envs[0].action_space.shape[0]
-    self._match_actions()
+    settings.match_actions(config, {
+        task: env.action_space for task, env in zip(tasks, self._envs)})
     self._id = self._own_id()
     self._agent, saved = self._make_agent()
     self._agent.worker = team.index
@@ -86,6 +88,7 @@ class Run:
         'log': tools.Every(config.log_every),
         'eval': tools.Every(config.eval_every)}
     self._means = tools.Means()
+    self._terminal_warning = settings.TerminalWarning(config)
     self._updates_due = 0
     self._batch = None
     self._evaluated = None
@@ -263,6 +266,8 @@ class Run:
     if self._named:
       episode['task'] = np.full(len(episode['reward']), index, np.int32)
     self._replay.add(episode)
+    if self._team.chief:
+      self._terminal_warning.check(self._tasks[index], episode)
     self._report('train', self._tasks[index], [episode])
 
   def _report(self, mode, task, episodes):
@@ -334,12 +339,10 @@ class Run:
   def _make_envs(self, tasks, stack):
     """Environments with actions as wide as those of the widest task."""
     c = self._config
-    settings = dict(
-        action_repeat=c.action_repeat, time_limit=c.time_limit,
-        termination=c.termination, render=c.render)
 
     def make(task, width=None):
-      env = workers.make(c.parallel, task, action_dim=width, **settings)
+      env = workers.make(
+          c.parallel, task, action_dim=width, **settings.environment(c))
       stack.callback(env.close)
       return env
 
@@ -350,25 +353,6 @@ class Run:
         envs[index].close()
         envs[index] = make(task, widest)
     return envs
-
-  def _match_actions(self):
-    """Fits the flags to discrete actions; all tasks need actions of a kind."""
-    c = self._config
-    kinds = {
-        isinstance(env.action_space, wrappers.OneHot): task
-        for env, task in zip(self._envs, self._tasks)}
-    if len(kinds) > 1:
-      raise terminal.UserError(
-          f'{kinds[True]} has discrete actions and {kinds[False]} continuous '
-          'ones, and an agent has actions of one kind: train them apart.')
-    if True in kinds:
-      c.action_dist = 'onehot'
-      if c.expl == 'additive_gaussian':
-        c.expl = 'epsilon_greedy'
-    elif c.action_dist == 'onehot':
-      raise terminal.UserError(
-          f'--action_dist onehot is for discrete actions, {kinds[False]} has '
-          'continuous ones: leave the flag out.')
 
   def _make_agent(self):
     """The agent of this run, and its checkpoint if there is one."""

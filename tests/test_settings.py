@@ -1,0 +1,173 @@
+"""Flags that follow from the tasks, and what a continued run keeps."""
+
+import json
+
+import gymnasium as gym
+import numpy as np
+import pytest
+
+import dreamer
+import running
+from common import terminal
+from runs import settings
+import wrappers
+
+
+def config_of(tmp_path, *argv):
+  return dreamer.define_config().parse(['--logdir', str(tmp_path), *argv])
+
+
+def settled(tmp_path, tasks, *argv):
+  config = config_of(tmp_path, *argv)
+  lines = settings.settle(config, tasks)
+  return config, lines
+
+
+@pytest.mark.parametrize('task,argv,expected', [
+    ('CartPole-v1', [], True),
+    ('hooks:good', [], True),
+    ('dmc_lqr_lqr_2_1', [], True),
+    ('atari_pong', [], True),
+    ('dmc_walker_walk', [], False),
+    ('HopperBulletEnv-v0', [], False),
+    ('HopperBulletEnv-v0', ['--termination', 'True'], True),
+    ('HopperBulletEnv-v0', ['--termination', 'True', '--pcont', 'False'],
+     False),
+    ('CartPole-v1', ['--pcont', 'False'], False),
+    ('dmc_walker_walk', ['--pcont', 'True'], True),
+])
+def test_tasks_that_can_terminate_turn_pcont_on(
+    tmp_path, task, argv, expected):
+  wrappers.task_names()  # Registers what there is.
+  config, lines = settled(tmp_path, [task], *argv)
+  assert config.pcont is expected
+  told = any('--pcont True' in line for line in lines)
+  assert told == (expected and '--pcont' not in argv)
+
+
+def test_one_task_that_can_terminate_is_enough(tmp_path):
+  config, lines = settled(tmp_path, ['HopperBulletEnv-v0', 'hooks:good'])
+  assert config.pcont
+  assert lines == ['hooks:good can terminate: --pcont True']
+
+
+def test_only_lqr_terminates_in_the_suite():
+  from dm_control import suite
+  from dm_control.suite import base
+  import importlib
+  for domain in {domain for domain, _ in suite.ALL_TASKS}:
+    module = importlib.import_module(f'dm_control.suite.{domain}')
+    classes = [
+        x for x in vars(module).values()
+        if isinstance(x, type) and issubclass(x, base.Task)]
+    ends = any('get_termination' in vars(x) for x in classes)
+    assert ends == wrappers.can_terminate(f'dmc_{domain}_task'), domain
+
+
+def test_atari_is_as_published(tmp_path):
+  config, lines = settled(tmp_path, ['atari_pong', 'atari_boxing'])
+  for name, value in settings.ATARI.items():
+    assert getattr(config, name) == value
+    assert f'--{name} {value}' in lines[0]
+  assert len(lines) == 1
+  config, lines = settled(tmp_path, ['atari_pong', 'CartPole-v1'])
+  assert config.horizon == 15 and config.noops == 0 and config.pcont
+
+
+def test_given_flags_and_presets_win_over_atari(tmp_path):
+  config, lines = settled(
+      tmp_path, ['atari_pong'], '--preset', 'debug', '--kl_scale', '1',
+      '--noops', '0')
+  assert (config.kl_scale, config.noops) == (1.0, 0)
+  assert (config.horizon, config.time_limit) == (5, 100)  # Of the preset.
+  assert config.expl_amount == 0.4
+  for name in ('kl_scale', 'noops', 'horizon', 'time_limit'):
+    assert f'--{name}' not in lines[0]
+
+
+def test_registered_limits_hold_unless_one_is_given(tmp_path):
+  wrappers.task_names()
+  tasks = ['HopperBulletEnv-v0', 'ThrowerBulletEnv-v0']
+  config, lines = settled(tmp_path, tasks)
+  assert config.own_limit and config.time_limit == 1000
+  assert 'ThrowerBulletEnv-v0 100' in lines[0] and 'Hopper' not in lines[0]
+  assert not settled(tmp_path, tasks, '--time_limit', '1000')[0].own_limit
+  assert not settled(tmp_path, tasks[:1])[0].own_limit
+
+
+def test_continued_run_keeps_what_it_saved(tmp_path):
+  wrappers.task_names()
+  old = {'pcont': False, 'horizon': 15, 'time_limit': 1000}
+  (tmp_path / 'config.json').write_text(json.dumps(old))
+  fresh = config_of(tmp_path)
+  for task in ('CartPole-v1', 'atari_pong', 'ReacherBulletEnv-v0'):
+    config, lines = settled(tmp_path, [task])
+    assert config == fresh and not lines
+  assert settled(tmp_path, ['CartPole-v1'], '--pcont', 'True')[0].pcont
+  saved = settings.ATARI
+  (tmp_path / 'config.json').write_text(json.dumps(saved))
+  config, lines = settled(tmp_path, ['atari_pong'])
+  assert {name: getattr(config, name) for name in saved} == saved
+
+
+def test_settings_are_those_that_make_env_knows(tmp_path):
+  task = 'InvertedPendulumBulletEnv-v0'
+  wrappers.make_env(task, **settings.environment(config_of(tmp_path))).close()
+
+
+def test_replaced_flags_say_so(tmp_path, capsys):
+  spaces = {'atari_pong': wrappers.OneHot(6)}
+  config = config_of(tmp_path)
+  settings.match_actions(config, spaces)
+  assert (config.action_dist, config.expl) == ('onehot', 'epsilon_greedy')
+  assert capsys.readouterr().err == ''
+  config = config_of(
+      tmp_path, '--expl', 'additive_gaussian', '--action_dist', 'tanh_normal')
+  settings.match_actions(config, spaces)
+  assert (config.action_dist, config.expl) == ('onehot', 'epsilon_greedy')
+  error = capsys.readouterr().err
+  assert error.count('\n') == 2
+  assert 'warning: --expl additive_gaussian is for continuous' in error
+  assert 'warning: --action_dist tanh_normal is for continuous' in error
+
+
+def test_actions_of_one_kind(tmp_path):
+  box = gym.spaces.Box(-1, 1, (2,))
+  with pytest.raises(terminal.UserError, match='train them apart'):
+    settings.match_actions(
+        config_of(tmp_path), {'a': wrappers.OneHot(2), 'b': box})
+  with pytest.raises(terminal.UserError, match='leave the flag out'):
+    settings.match_actions(
+        config_of(tmp_path, '--action_dist', 'onehot'), {'b': box})
+
+
+@pytest.mark.parametrize('flags,warnings,pcont', [
+    ({}, 0, True), ({'pcont': False}, 1, False)])
+def test_run_on_a_task_that_terminates(
+    tmp_path, capsys, flags, warnings, pcont):
+  assert running.run(
+      tmp_path / 'run', task='hooks:uneven', steps=400, **flags) == 0
+  out, err = capsys.readouterr()
+  assert err.count('terminates and --pcont is off') == warnings
+  assert out.count('hooks:uneven can terminate: --pcont True') == 1 - warnings
+  saved = json.loads((tmp_path / 'run' / 'config.json').read_text())
+  assert saved['pcont'] is pcont
+
+
+def test_atari_run_that_stops_and_goes_on_is_the_same(tmp_path):
+  """Episodes end with lives and begin with no-ops, also in the middle."""
+  flags = dict(
+      task='atari_breakout', threads=1, time_limit=2000, eval_every=10 ** 6)
+  assert running.run(tmp_path / 'one', steps=1600, **flags) == 0
+  for steps in (700, 1100, 1600):
+    assert running.run(tmp_path / 'two', steps=steps, **flags) == 0
+  episodes = []
+  for name in ('one', 'two'):
+    paths = sorted((tmp_path / name / 'episodes').glob('*.npz'))
+    episodes.append([dict(np.load(path)) for path in paths])
+  assert len(episodes[0]) == len(episodes[1]) > 2
+  ends = [episode['discount'][-1] for episode in episodes[0]]
+  assert 0 in ends
+  for one, two in zip(*episodes):
+    for key in one:
+      assert np.array_equal(one[key], two[key])
