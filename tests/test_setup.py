@@ -172,7 +172,7 @@ def test_tasks_without_pybullet(tmp_path):
 import sys
 from importlib.machinery import PathFinder
 class Without:
-  find_distributions = PathFinder.find_distributions
+  find_distributions = staticmethod(PathFinder.find_distributions)
   def find_spec(self, name, *rest):
     if not name.startswith('pybullet'):
       return PathFinder.find_spec(name, *rest)
