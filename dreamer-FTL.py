@@ -19,20 +19,26 @@ A name that no pattern fits is reset too. `dynamics/img1/kernel` is two parts,
 Variables that fit --freeze are not trained afterwards.
 """
 
-import re
-
 import numpy as np
 
-from common import options, terminal
+from common import options, patterns, terminal
+from data import saving
 from data.logdir import Logdir, checkpoint_in
 import dreamer
+from runs import loop
 import transfer
 
 RULES = ('reset', 'scale', 'copy')
 IMG1 = 'dynamics/img1/kernel'
 
-
 define_config = options.fractional
+
+
+def tasks(config):
+  """The one task; a source that is named is there to be transferred from."""
+  if config.source and not config.given('transfer'):
+    config.transfer = True
+  return transfer.tasks(config)
 
 
 class FractionalTransfer(dreamer.Dreamer):
@@ -43,21 +49,26 @@ class FractionalTransfer(dreamer.Dreamer):
 
   @classmethod
   def start(cls, config, action_dim):
-    agent = cls(config, action_dim)
     path = find_source(config)
-    if config.transfer:
-      agent._transfer(path, transfer.read_agent(path, config))
-    return agent
+    if not config.transfer:
+      return super().start(config, action_dim)
+    source = transfer.read_agent(path, config)
+    agent = cls(
+        config, action_dim, rssm_act=saving.built(source)['rssm_act'])
+    agent._transfer(path, source['variables'])
+    return agent.checked()
 
   def _transfer(self, path, source):
     c = self.config
-    for kind in RULES:
-      dreamer.check_pattern(kind, getattr(c, kind))
     fresh = parts({k: v.numpy() for k, v in self.variables.items()})
+    for kind in RULES:
+      given = kind in c.changed()
+      patterns.check(kind, getattr(c, kind), fresh if given else None)
     rules = {name: rule(name, c) for name in fresh}
     source = parts(source)
-    dreamer.check_shapes(
-        {k: v for k, v in fresh.items() if rules[k] != 'reset'}, source, path)
+    used = {k: v for k, v in fresh.items() if rules[k] != 'reset'}
+    saving.check_shapes(used, source, path)
+    saving.check_finite({name: source[name] for name in used}, path)
     values = {
         'reset': lambda name: fresh[name],
         'scale': lambda name: (
@@ -73,7 +84,9 @@ class FractionalTransfer(dreamer.Dreamer):
     if own.checkpoint.exists():
       own.checkpoint.rename(own.source)
       terminal.say(
-          f'{own.checkpoint} is of another run: it is now {own.source.name}.')
+          f'{own.checkpoint} is of another run: it is now {own.source.name}' +
+          ('.' if self.config.transfer else
+           ', and is not used (--transfer True would).'))
 
 
 def find_source(config):
@@ -97,8 +110,7 @@ def find_source(config):
 def rule(name, config):
   """What becomes of a variable: 'reset', 'scale' or 'copy'."""
   for kind in RULES:
-    pattern = getattr(config, kind)
-    if pattern and re.search(pattern, name):
+    if patterns.fits(getattr(config, kind), name):
       return kind
   return 'reset'
 
@@ -126,9 +138,7 @@ Agent = FractionalTransfer
 
 
 def main(argv):
-  from runs import loop
-  return loop.main(
-      argv, __doc__, define_config, Agent, transfer.tasks)
+  return loop.main(argv, __doc__, define_config, Agent, tasks)
 
 
 if __name__ == '__main__':

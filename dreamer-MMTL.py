@@ -7,7 +7,8 @@ python dreamer-MMTL.py --task1 HopperBulletEnv-v0 --n_meta 2 \\
     --batch_length 50 --envs 1 --steps 1e6 --logdir './logdir/mmtl-hopper/'
 
 The multi-task agent's encoder and decoder are taken over and frozen, so that
-all agents trained on them see alike. The reward model is a dense network on
+all agents trained on them see alike; with --freeze_decoder False the decoder is
+taken over and then trained, as the published script does. The reward model is a dense network on
 [features, r̂_1 … r̂_N], where r̂_i is what the frozen reward model of another
 task says of the same features. Everything else learns from scratch.
 
@@ -17,11 +18,11 @@ and decoder.pkl, looked for in the log directory and the one above it, and
 ./stored_meta/HalfCheetahBulletEnv-v0.pkl or just cheetah.pkl.
 """
 
-from common import options, terminal
+from common import layers, options, terminal
+from data import saving
 import dreamer
-import models
+from runs import loop
 import transfer
-
 
 define_config = options.meta_model
 
@@ -40,56 +41,42 @@ class MetaModel(dreamer.Dreamer):
 
   script = 'dreamer-MMTL.py'
 
-  def __init__(self, config, action_dim, given):
-    """`given`: the frozen modules as `{module: {variable: array}}`."""
-    self._given = list(given)
-    self._sources = [
-        transfer.hidden_sizes(arrays) for module, arrays in given.items()
-        if module.startswith('reward/')]
-    super().__init__(config, action_dim)
-
   @classmethod
   def start(cls, config, action_dim):
     files, given = read_modules(config)
-    agent = cls(config, action_dim, given)
+    frozen = [
+        name for name in given if name != 'decoder' or config.freeze_decoder]
+    agent = cls(config, action_dim, frozen, sources=[
+        layers.hidden(arrays) for module, arrays in given.items()
+        if module.startswith('reward/')])
     for module, arrays in given.items():
-      own = transfer.of_module(module, agent.variables)
-      dreamer.check_shapes(own, arrays, files[module])
+      own = layers.of_module(module, agent.variables)
+      saving.check_shapes(own, arrays, files[module])
+      saving.check_finite(arrays, files[module])
       for name, variable in own.items():
         variable.assign(arrays[name])
+    lines = [
+        f'{module} from {file}, ' +
+        ('frozen' if module in frozen else 'copied, then trained')
+        for module, file in files.items()]
+    if 'decoder' not in files:
+      lines.append('no decoder was found: it is trained')
     agent.report = transfer.report(
-        '\n'.join(
-            f'{module} from {file}, frozen' for module, file in files.items())
-        + '\nno decoder was found: it is trained' * ('decoder' not in files),
-        {name: 'copy' if transfer.module_of(name) in given else 'reset'
-         for name in agent.variables}, agent.variables, agent.frozen)
-    return agent
+        '\n'.join(lines), {
+            name: 'copy' if layers.module_of(name) in given else 'reset'
+            for name in agent.variables}, agent.variables, agent.frozen)
+    return agent.checked()
 
   @classmethod
   def from_checkpoint(cls, config, action_dim, checkpoint):
-    agent = cls(config, action_dim, {
-        module: transfer.of_module(module, checkpoint['variables'])
-        for module in checkpoint['frozen']})
-    agent.restore(checkpoint)
-    return agent
-
-  def state(self):
-    return dict(super().state(), frozen=self._given)
-
-  def frozen(self, name):
-    return transfer.module_of(name) in self._given or super().frozen(name)
-
-  def _build_reward(self, head):
-    if not self._sources:
-      return super()._build_reward(head)
-    c = self.config
-    return head(
-        'reward', models.MetaReward, hidden=[c.num_units] * c.num_meta_lay,
-        sources=self._sources)
+    if not config.freeze_decoder:  # It may have been frozen until now.
+      frozen = [name for name in checkpoint['frozen'] if name != 'decoder']
+      checkpoint = dict(checkpoint, frozen=frozen)
+    return super().from_checkpoint(config, action_dim, checkpoint)
 
 
 def read_modules(config):
-  """Files and arrays of the modules to freeze, by module."""
+  """Files and arrays of the modules to take over, by module."""
   files = {
       f'reward/source{number}': transfer.find_reward(name)
       for number, name in enumerate(transfer.numbered(config, 'meta'), 1)}
@@ -128,7 +115,6 @@ Agent = MetaModel
 
 
 def main(argv):
-  from runs import loop
   return loop.main(argv, __doc__, define_config, Agent, tasks)
 
 

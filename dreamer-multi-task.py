@@ -22,6 +22,7 @@ encoder. It may be continued with the same command.
 
 from common import options, terminal
 import dreamer
+from runs import loop
 import transfer
 
 
@@ -47,7 +48,6 @@ Agent = MultiTask
 
 
 def main(argv):
-  from runs import loop
   return loop.main(argv, __doc__, define_config, Agent, tasks)
 
 

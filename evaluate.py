@@ -101,7 +101,7 @@ def play(agent, task, config):
   The pictures are those of the first episode, or none without `video`.
   """
   c = agent.config
-  agent.calls[False] = 0  # What a task gives does not depend on others.
+  agent.random.calls[False] = 0  # What a task gives does not depend on others.
   returns, film = [], []
 
   def finished(_, episode):

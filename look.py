@@ -109,7 +109,7 @@ def predict(agent, episode, context):
     `truth` and `prediction` [T, 64, 64, 3] in 0 to 1, `reward` [T] as the agent
     learns it, and `rewards`, {who predicts: [T]}.
   """
-  data = agent._preprocess({
+  data = agent.preprocess({
       key: tf.convert_to_tensor(value[None]) for key, value in episode.items()})
   embed = agent._encode({'image': data['image'][:, :context]})
   post, _ = agent._dynamics.observe(embed, data['action'][:, :context])

@@ -14,6 +14,11 @@ from common.backend import keras, tf, tfd
 import tools
 
 
+# By the values of flags; others are known to Keras by name. The slope is that of
+# tf.nn.leaky_relu, which the public agent takes.
+ACTIVATIONS = {'leaky_relu': tf.nn.leaky_relu}
+
+
 class Module:
   """Named layers whose variables are known as `module/layer/variable`."""
 
@@ -34,6 +39,9 @@ class Module:
   def _add(self, name, kind, input_shape, *args, **kwargs):
     """Makes a layer and its variables."""
     path = f'{self.name}/{name}'
+    if 'activation' in kwargs:
+      act = kwargs['activation']
+      kwargs['activation'] = ACTIVATIONS.get(act, act)
     layer = kind(
         *args, name=path, dtype=self._dtype,
         kernel_initializer=self._initializer(
@@ -313,6 +321,7 @@ class Actor(Module):
       init_std=5.0, min_std=1e-4, mean_scale=5.0, name='actor', **kwargs):
     super().__init__(name, **kwargs)
     self._dist = tools.OneHot if dist == 'onehot' else tools.TanhNormal
+    self.actions = actions
     # Draws that the distribution's mode is chosen from.
     self.samples = self._dist.samples
     self._min_std, self._mean_scale = min_std, mean_scale

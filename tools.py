@@ -1,6 +1,6 @@
 """TensorFlow pieces of the algorithm that are not networks.
 
-Distributions, returns, noise, the optimizer, running means and clocks.
+Distributions, returns, noise, shapes, the optimizer, running means and clocks.
 """
 
 import re
@@ -187,6 +187,56 @@ def split_seed(seed, count):
   return tf.unstack(tf.random.split(seed, count, alg='philox'))
 
 
+def assert_shapes(**tensors):
+  """Checks shapes while a function is traced, so that it costs nothing later.
+
+  For example `assert_shapes(image=(image, 'B T 64 64 3'), reward=(reward, 'B
+  T'))`: an axis is a number, or a letter that stands for one number everywhere.
+
+  Raises:
+    ValueError: A tensor has another shape; names it and shows the shape.
+  """
+  known = {}
+  for name, (tensor, axes) in tensors.items():
+    axes, shape = axes.split(), list(tensor.shape)
+    fits = len(axes) == len(shape)
+    for axis, size in zip(axes, shape):
+      if size is not None:
+        fits &= size == (
+            int(axis) if axis.isdigit() else known.setdefault(axis, size))
+    if not fits:
+      where = ', '.join(
+          f'{axis} = {known[axis]}' for axis in axes if axis in known)
+      raise ValueError(
+          f'{name} has shape {shape}, expected [{", ".join(axes)}]' +
+          f' with {where}' * bool(where))
+
+
+class Generators:
+  """Random numbers for acting, a generator for every call.
+
+  So what is drawn depends on the number of the call alone. `calls` counts them
+  in training (True) and in evaluation (False); `worker` tells apart the copies
+  of an agent that act on several machines.
+  """
+
+  def __init__(self):
+    self.calls = {True: 0, False: 0}
+    self.worker = 0
+
+  def next(self, seed, training):
+    """The generator of the next call."""
+    self.calls[training] += 1
+    return np.random.default_rng([
+        seed, int(training), self.worker, self.calls[training]])
+
+  def state(self):
+    return [self.calls[False], self.calls[True]]
+
+  def restore(self, state):
+    self.calls = dict(zip((False, True), state))
+
+
 class Optimizer:
   """Adam on named variables: clipping, weight decay, loss scaling, skipping.
 
@@ -242,6 +292,17 @@ class Optimizer:
     self._adam.apply_gradients(
         zip(grads, self._variables.values()),
         skip_gradients_aggregation=True)
+
+  def step(self, grads, norm, strategy):
+    """One Adam step on all replicas, or none where the norm is not finite.
+
+    The gradients are those of all replicas together, so that all make the same
+    step.
+    """
+    finite = tf.math.is_finite(norm)
+    tf.cond(
+        finite, lambda: strategy.run(self.apply, (grads,)), lambda: None)
+    self.count(finite)
 
   def count(self, finite):
     """Keeps the books of an update that was applied, or skipped."""

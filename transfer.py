@@ -2,9 +2,8 @@
 
 import math
 import pathlib
-import re
 
-from common import options, terminal
+from common import layers, options, terminal
 from data import checkpoints
 from data.logdir import checkpoint_in
 
@@ -67,10 +66,10 @@ def find_reward(name):
 
 
 def read_agent(path, config):
-  """All variables of a checkpoint."""
+  """The checkpoint of an agent that a new one may be made of."""
   data = checkpoints.load(path)
   check_activations(path, data['config'], config, ['cnn_act', 'dense_act'])
-  return data['variables']
+  return data
 
 
 def read_module(path, module, config):
@@ -102,13 +101,6 @@ def check_activations(path, saved, config, flags):
           f'{ours}: give it the same.')
 
 
-def hidden_sizes(arrays):
-  """Units of the hidden layers of a reward model."""
-  return [
-      len(arrays[name]) for name in sorted(arrays)
-      if re.search(r'/h\d+/bias$', name)]
-
-
 # What becomes of the variables.
 
 def report(title, rules, values, frozen, factor=None):
@@ -129,8 +121,8 @@ def report(title, rules, values, frozen, factor=None):
   if factor is not None:
     kinds = {'copy': 'copied', 'scale': f'scaled by {factor:g}', **kinds}
   rows = [['module', *kinds.values(), 'frozen']]
-  for module in [*dict.fromkeys(map(module_of, rules)), 'all']:
-    names = [name for name in rules if module in (module_of(name), 'all')]
+  for module in [*dict.fromkeys(map(layers.module_of, rules)), 'all']:
+    names = [name for name in rules if module in (layers.module_of(name), 'all')]
     rows.append([
         module, *(cell([name for name in names if rules[name] == kind])
                   for kind in kinds), cell(list(filter(frozen, names)))])
@@ -138,13 +130,3 @@ def report(title, rules, values, frozen, factor=None):
   table = ['  '.join(map(str.ljust, row, widths)).rstrip() for row in rows]
   return '\n'.join([
       title, 'Variables (and parameters) by what became of them:', *table])
-
-
-def of_module(module, variables):
-  """Those of `{name: variable or array}` that belong to a module."""
-  return {k: v for k, v in variables.items() if module_of(k) == module}
-
-
-def module_of(name):
-  """The first part of a variable's name, with the number of a source model."""
-  return re.match(r'\w+(/source\d+)?', name)[0]

@@ -188,7 +188,12 @@ def pieces(agent, batch):
   embed = tf.random.normal([*shape, agent._encode.size])
   post, _ = agent._dynamics.observe(embed, data['action'])
   seed = tf.constant([0, 1])
-  imagined = agent._imagine_ahead(post, seed)
+
+  def imagine(post):
+    return dreamer.imagine(
+        post, seed, agent._dynamics, agent._actor, agent.config)
+
+  imagined = imagine(post)
 
   def part(module, loss, *inputs):
     variables = list(module.variables.values())
@@ -197,7 +202,7 @@ def pieces(agent, batch):
     def run(data, *inputs):
       with tf.GradientTape() as tape:
         tape.watch(inputs)
-        total = loss(agent._preprocess(data), *inputs)
+        total = loss(agent.preprocess(data), *inputs)
       gradients = tape.gradient(
           total, [*variables, *inputs], unconnected_gradients='zero')
       return tf.add_n([tf.reduce_sum(x) for x in gradients])
@@ -218,7 +223,7 @@ def pieces(agent, batch):
     return tf.reduce_mean(agent._reward(feat).log_prob(data['reward']))
 
   def act(data):
-    feat = agent._imagine_ahead(post, seed)
+    feat = imagine(post)
     return tf.reduce_mean(
         agent._reward(feat).mode() + agent._value(feat).mode())
 

@@ -8,6 +8,7 @@ one; both have stride 2 and no padding. Each layer has a bias of its outputs.
 """
 
 import math
+import re
 
 # Hidden layers of the networks of features; those without are not such.
 HIDDEN = {'actor': 4, 'pcont': 3, 'reward': 2, 'value': 3}
@@ -79,3 +80,20 @@ def operations(kernel, pixels=1):
   of its two images.
   """
   return 2 * pixels * math.prod(kernel)
+
+
+def module_of(variable):
+  """The module of a variable, with the number of a source reward model."""
+  return re.match(r'\w+(/source\d+)?', variable)[0]
+
+
+def of_module(module, variables):
+  """The part of `{name: variable or array}` that belongs to a module."""
+  return {k: v for k, v in variables.items() if module_of(k) == module}
+
+
+def hidden(variables):
+  """Units of the hidden layers of a head, `{name: variable or array}`."""
+  return [
+      len(variables[name]) for name in sorted(variables)
+      if re.search(r'/h\d+/bias$', name)]

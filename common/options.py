@@ -52,8 +52,10 @@ def dreamer():
   define('threads', 0, 'Threads of TensorFlow; 0 takes all cores. With 1, '
          'runs repeat bit for bit.', low=0, fixed=False, method=False)
   define('precision', 'auto', 'Floating-point format of the networks; auto is '
-         '16 on a GPU and 32 on a CPU.', ['auto', '16', 'bfloat16', '32'],
-         fixed=False, method=False)
+         '16 on a GPU, bfloat16 on a CPU with instructions for it '
+         '(avx512_bf16, amx_bf16), else 32. A run that goes on keeps the one '
+         'it was trained in.', ['auto', '16', 'bfloat16', '32'], fixed=False,
+         method=False)
   define('jit', False, 'Whether to compile the update with XLA.', fixed=False,
          method=False)
   define('allow_changes', False, 'Continue a run although flags differ from '
@@ -94,15 +96,15 @@ def dreamer():
          'learned.', ['none', 'tanh'])
 
   config.heading('World model')
+  activations = ['elu', 'relu', 'leaky_relu', 'tanh', 'selu', 'swish']
   define('deter_size', 200, 'Units of the deterministic state (GRU).', low=1)
   define('stoch_size', 30, 'Dimensions of the stochastic state (Gaussian).',
          low=1)
   define('num_units', 400, 'Units of a hidden layer of the reward, value, '
          'pcont and actor networks.', low=1)
-  define('dense_act', 'elu', 'Activation of dense layers.',
-         ['elu', 'relu', 'tanh', 'selu', 'swish'])
-  define('cnn_act', 'relu', 'Activation of convolutions.',
-         ['relu', 'elu', 'tanh', 'selu', 'swish'])
+  define('dense_act', 'elu', 'Activation of the dense layers of reward, value, '
+         'pcont and actor; the RSSM always has ELU.', activations)
+  define('cnn_act', 'relu', 'Activation of convolutions.', activations)
   define('cnn_depth', 32, 'Channels of the first convolution; later layers '
          'have multiples.', low=1)
   define('pcont', False, 'Learn to predict the discount, and with it the end '
@@ -198,8 +200,8 @@ def fractional():
   config = _several_tasks()
   define = config.define
   # The names of methods in plots tell these two: scratch, FTL ω=0.2.
-  define('transfer', False, 'Start from a source instead of from scratch.',
-         method=False)
+  define('transfer', False, 'Start from a source instead of from scratch; '
+         'True if --source is given.', method=False)
   define('transfer_factor', 0.2, 'Transfer factor ω, the fraction of the '
          'source added to what is scaled; 0 is modular transfer alone.', low=0,
          method=False)
@@ -223,6 +225,8 @@ def meta_model():
          'encoder. Without it, encoder.pkl in the log directory or its parent.')
   define('decoder', '', 'The same for the decoder; it is trained if there is '
          "none, nor one in the encoder's file.")
+  define('freeze_decoder', True, 'Keep a decoder that is taken over as it is; '
+         'False trains it, as the published script does.')
   # The names of methods in plots tell it: MMTL N=2.
   define('n_meta', 0, 'Number N of source reward models.', low=0,
          high=NUMBERED, method=False)

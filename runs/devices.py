@@ -83,6 +83,49 @@ class Team:
     return total(values)
 
 
+def distribute(strategy, batch):
+  """Gives each replica of this machine its share of a batch of sequences.
+
+  Args:
+    batch: dict of arrays [B, ...].
+
+  Returns:
+    The same as tensors, by replica where there are several.
+  """
+  def tensors(batch):
+    return {name: tf.convert_to_tensor(x) for name, x in batch.items()}
+
+  if strategy.num_replicas_in_sync == 1:
+    return tensors(batch)
+  local = len(strategy.extended.worker_devices)
+  share = len(batch['reward']) // local
+
+  def part(context):
+    begin = context.replica_id_in_sync_group % local * share
+    return tensors({k: v[begin:begin + share] for k, v in batch.items()})
+
+  return strategy.experimental_distribute_values_from_function(part)
+
+
+def on_replicas(strategy, function, *args):
+  """Calls `function(*args) -> grads, metrics` on every replica.
+
+  Returns:
+    The gradients, by replica where there are several, and the means of the
+    metrics, a dict of scalars.
+  """
+  names = []
+
+  def stacked(*args):
+    grads, metrics = function(*args)
+    names[:] = metrics
+    return grads, tf.stack(list(metrics.values()))
+
+  grads, metrics = strategy.run(stacked, args)
+  metrics = strategy.reduce('MEAN', metrics, axis=None)
+  return grads, dict(zip(names, tf.unstack(metrics)))
+
+
 def configure(config):
   """Threads, memory and seed, before the first tensor is made."""
   # A process can set these only once; later runs in it take what there is.

@@ -17,7 +17,7 @@ from common import files, terminal
 from common.backend import tf
 from data import checkpoints, replay
 from data.logdir import Logdir
-from runs import devices, driver, logs, settings, workers
+from runs import devices, diagnosis, driver, logs, settings, workers
 import tools
 import wrappers
 
@@ -70,7 +70,7 @@ class Run:
         task: env.action_space for task, env in zip(tasks, self._envs)})
     self._id = self._own_id()
     self._agent, saved = self._make_agent()
-    self._agent.worker = team.index
+    self._agent.random.worker = team.index
     team.wait()  # Until all have read what a new run starts from.
     if self._new:
       self._take_directory(stack)
@@ -211,9 +211,9 @@ class Run:
 
   def _check_numbers(self):
     """Ends the run when bad numbers keep it from learning."""
-    names = self._agent.bad_variables()
+    names = diagnosis.bad_variables(self._agent)
     if self._agent.stuck and not names:
-      names = self._agent.bad_numbers(self._batch)
+      names = diagnosis.bad_numbers(self._agent, self._batch)
     if names:
       raise terminal.UserError(
           f'nothing is learned any more at step {self.step:,}, because numbers '
@@ -231,7 +231,7 @@ class Run:
       self._evaluated = self.step
       return
     c = self._config
-    self._agent.calls[False] = self.step
+    self._agent.random.calls[False] = self.step
     tasks = list(dict.fromkeys(self._tasks))
     done = [[] for _ in tasks]
     collect = driver.Driver(
@@ -505,7 +505,7 @@ class Run:
         saved['run'], saved['updates']]:
       self._driver.skip(self._replay.episodes + self._team.size)
       return None
-    self._agent.calls = dict(zip((False, True), mine['calls']))
+    self._agent.random.restore(mine['calls'])
     return mine['progress']
 
   def _actions_since(self, count):

@@ -545,7 +545,7 @@ def test_load_agent_continues(trained):
   metrics, again_metrics = train(loaded), train(again)
   assert metrics == again_metrics
   assert_same(arrays(loaded), arrays(again))
-  for name, optimizer in loaded._optimizers.items():
+  for name, optimizer in loaded.optimizers.items():
     assert optimizer.state()['iterations'] == 3
   assert changed(expected, arrays(loaded)) == set(expected)
 
@@ -557,10 +557,10 @@ def test_a_loaded_agent_learns_as_the_saved_one(trained):
   loaded = dreamer.load_agent(file)
   train(loaded)
   assert_same(arrays(loaded), arrays(agent))
-  for name, optimizer in agent._optimizers.items():
+  for name, optimizer in agent.optimizers.items():
     for slot in ('m', 'v'):
       assert_same(
-          optimizer.state()[slot], loaded._optimizers[name].state()[slot])
+          optimizer.state()[slot], loaded.optimizers[name].state()[slot])
 
 
 def test_load_into_an_agent(trained):
@@ -741,7 +741,7 @@ def test_every_variable_gets_a_gradient_and_moves(changes):
   grads, _ = agent.gradients(
       dreamer.tensors(make_batch(agent.config)), tf.constant([0, 0]))
   names = []
-  for part, optimizer in agent._optimizers.items():
+  for part, optimizer in agent.optimizers.items():
     for name, grad in zip(optimizer.names, grads[part]):
       assert np.isfinite(grad).all(), name
       assert np.abs(grad).max() > 0, name
@@ -778,7 +778,7 @@ def test_each_part_has_its_rate(part, lr):
   train(agent)
   after = arrays(agent)
   moved = changed(before, after)
-  assert moved == set(agent._optimizers[part].names)
+  assert moved == set(agent.optimizers[part].names)
   # The first step of Adam is nearly the rate itself.
   steps = np.concatenate([
       np.abs(before[name] - after[name]).ravel() for name in moved])
@@ -824,9 +824,9 @@ def test_bad_numbers_change_nothing():
   metrics = agent.train(batch)
   assert np.isnan(metrics['model_loss'])
   after = arrays(agent)
-  assert not changed(before, after) & set(agent._optimizers['model'].names)
+  assert not changed(before, after) & set(agent.optimizers['model'].names)
   assert all(np.isfinite(value).all() for value in after.values())
-  assert agent._optimizers['model'].state()['iterations'] == 1
+  assert agent.optimizers['model'].state()['iterations'] == 1
 
 
 @pytest.mark.parametrize('precision', ['16', 'bfloat16'])
@@ -836,7 +836,7 @@ def test_low_precision(precision):
   agent = make_agent(precision=precision)
   agent._make_optimizers()
   scaled = precision == '16'
-  optimizer = agent._optimizers['model']
+  optimizer = agent.optimizers['model']
   if scaled:
     optimizer.scale.assign(2.0 ** 22)
   before = arrays(agent)
@@ -923,8 +923,8 @@ def assert_same_update(agent, metrics, other, other_metrics):
   for name, value in metrics.items():
     np.testing.assert_allclose(
         value, other_metrics[name], 1e-3, 1e-5, err_msg=name)
-  for part, optimizer in agent._optimizers.items():
-    theirs = other._optimizers[part].state()
+  for part, optimizer in agent.optimizers.items():
+    theirs = other.optimizers[part].state()
     for slot in ('m', 'v'):
       for name, value in optimizer.state()[slot].items():
         expected = theirs[slot][name]

@@ -126,7 +126,7 @@ def test_counters_and_moments_are_fresh(tmp_path):
   source = source_agent(seed=8)
   source.updates, source.step = 50, 4000
   source._make_optimizers()
-  for optimizer in source._optimizers.values():
+  for optimizer in source.optimizers.values():
     optimizer._adam.iterations.assign(50)
     for slot in (*optimizer._adam._momentums, *optimizer._adam._velocities):
       slot.assign(tf.ones_like(slot))

@@ -1,0 +1,64 @@
+"""What a world model predicts of images that it does not see."""
+
+from common.backend import tf
+
+
+def video(agent, batch, context=5, rows=6):
+  """Video of predictions beside the truth, for TensorBoard.
+
+  Args:
+    agent: from `dreamer.load_agent`, or in training.
+    batch: `image` [B, T, 64, 64, 3] uint8, `action` [B, T, A], `reward` [B, T],
+      and `first` bool [B, T], optional, where an episode begins.
+    context: images that the model sees of each episode.
+    rows: sequences to show, at most.
+
+  Returns:
+    uint8 [T, 3 · 64, rows · 64, 3]: truth, model, error (grey is none).
+  """
+  data = agent.preprocess({
+      key: value[:rows] for key, value in batch.items()
+      if key in ('image', 'action', 'reward', 'first')})
+  truth = data['image'] + 0.5
+  model = agent._decode(agent._dynamics.get_feat(
+      open_loop(agent, data, context))).mode() + 0.5
+  frames = tf.concat([truth, model, (model - truth + 1) / 2], 2)
+  frames = tf.concat(tf.unstack(frames), 2)
+  return tf.cast(tf.clip_by_value(frames, 0, 1) * 255 + 0.5, tf.uint8)
+
+
+def open_loop(agent, data, context):
+  """States [B, T, ...] of a model that sees the first images of each episode.
+
+  It infers its state from `context` images and imagines the states after them
+  from the actions alone. No action says how an episode begins, so where the
+  next one does, it sees as many images again.
+
+  Args:
+    agent: from `dreamer.load_agent`, or in training.
+    data: `image` [B, T, 64, 64, 3] in -0.5 to 0.5, `action` [B, T, A], each the
+      one that led to the image, and `first` bool [B, T], optional.
+    context: number of images.
+  """
+  model, action = agent._dynamics, data['action']
+  steps = tf.range(tf.shape(action)[1])[:, None]  # Time before sequences.
+  first = data.get('first')
+  first = tf.zeros(tf.shape(action)[:2], bool) if first is None else first
+  first = tf.transpose(first)
+  # The step at which the episode of each step began.
+  start = tf.scan(
+      tf.maximum, tf.where(first, steps, tf.zeros_like(steps)))
+  seen = (steps - start < context)[..., None]
+  keep = 1 - tf.cast(first, tf.float32)[..., None]
+
+  def step(prev, inputs):
+    embed, action, keep, seen = inputs
+    prev = {name: keep * x for name, x in prev.items()}
+    post, prior = model.obs_step(prev, keep * action, embed)
+    return {name: tf.where(seen, post[name], prior[name]) for name in post}
+
+  embed = agent._encode({'image': data['image']})
+  states = tf.scan(
+      step, (*(tf.transpose(x, [1, 0, 2]) for x in (embed, action)), keep,
+             seen), model.initial(tf.shape(action)[0]))
+  return {name: tf.transpose(x, [1, 0, 2]) for name, x in states.items()}

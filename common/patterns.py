@@ -1,0 +1,67 @@
+"""Regular expressions for the names of variables, as flags hold them."""
+
+import difflib
+import re
+
+from common import layers, terminal
+
+
+def fits(pattern, name):
+  """Whether a pattern is found in a name; an empty one is in none."""
+  return bool(pattern) and re.search(pattern, name) is not None
+
+
+def check(flag, pattern, names=None):
+  """Raises a `UserError` if the value of a flag makes no sense.
+
+  It must be a regular expression and, given the names of all variables, each
+  of its alternatives must fit one of them, or one of pcont, which an agent may
+  lack; an empty value is for none.
+  """
+  try:
+    re.compile(pattern)
+  except re.error as error:
+    raise terminal.UserError(
+        f"--{flag} '{pattern}' is not a regular expression: {error}."
+    ) from None
+  if names is None or not pattern:
+    return
+  names = list(names)
+  parts = alternatives(pattern)
+  lacking = [
+      f'pcont/{layer}/{part}' for layer in layers.names('pcont')
+      for part in ('kernel', 'bias')] if len(parts) > 1 else []
+  for part in parts:
+    if not any(fits(part, name) for name in [*names, *lacking]):
+      raise terminal.UserError(
+          f"--{flag} '{pattern}': no variable fits " + (
+              'it' if part == pattern else f"its part '{part}'") +
+          f'; near are {", ".join(_near(part, names))}.')
+
+
+def alternatives(pattern):
+  """The parts of a pattern between those of its `|` that no bracket holds."""
+  parts, depth, escaped, inside = [''], 0, False, False
+  for sign in pattern:
+    if not escaped and not inside:
+      depth += (sign == '(') - (sign == ')')
+      if sign == '|' and not depth:
+        parts.append('')
+        continue
+    if not escaped:
+      inside = sign == '[' or inside and sign != ']'
+    escaped = sign == '\\' and not escaped
+    parts[-1] += sign
+  return parts
+
+
+def _near(part, names):
+  """Some names that a pattern may have meant, layers and modules too."""
+  words = {}
+  for name in names:
+    pieces = name.split('/')
+    for count in range(1, len(pieces) + 1):
+      words['/'.join(pieces[:count])] = None
+  plain = re.sub(r'[^\w/]', '', part)
+  return difflib.get_close_matches(plain, words, 3, 0.5) or sorted(
+      {name.split('/')[0] for name in names})
