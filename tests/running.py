@@ -1,6 +1,7 @@
 """Starts runs, in this process or in one of their own, and reads their logs."""
 
 import contextlib
+import importlib.util
 import json
 import os
 import pathlib
@@ -158,3 +159,14 @@ def at_call(owner, name, count, action):
 def signal_at(owner, name, count, number=signal.SIGTERM):
   """Sends this process a signal before call number `count` of a method."""
   return at_call(owner, name, count, lambda: os.kill(os.getpid(), number))
+
+
+def script_module(name):
+  """The entry script called `name`, whose dash forbids a plain import."""
+  if name == 'dreamer.py':
+    return importlib.import_module('dreamer')
+  path = ROOT / name
+  spec = importlib.util.spec_from_file_location(path.stem, path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module

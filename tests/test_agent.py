@@ -37,7 +37,8 @@ def make_config(**changes):
   config = dreamer.define_config()
   config.preset_name('debug')
   config.update(dict(
-      batch_size=2, batch_length=6, horizon=4, free_nats=0.0, **changes))
+      batch_size=2, batch_length=6, horizon=4, free_nats=0.0,
+      precision='32') | changes)
   return config
 
 
@@ -540,7 +541,7 @@ def test_load_agent_continues(trained):
     assert loaded.config == agent.config
     assert_same(arrays(loaded), expected)
     assert (loaded.step, loaded.updates) == (1234, 2)
-    assert loaded.calls == agent.calls == {True: 1, False: 0}
+    assert loaded.random.calls == agent.random.calls == {True: 1, False: 0}
   again = dreamer.load_agent(file)
   metrics, again_metrics = train(loaded), train(again)
   assert metrics == again_metrics
@@ -634,7 +635,7 @@ def test_policy_takes_the_largest_seed():
 def test_reset_begins_anew():
   def act(state, reset):
     agent = make_agent()
-    agent.calls[False] = 1
+    agent.random.calls[False] = 1
     return agent(observations(), np.array(reset), state, training=False)[0]
 
   _, state = make_agent().policy(observations(), None, False)

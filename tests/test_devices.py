@@ -19,6 +19,7 @@ tf.config.set_logical_device_configuration(
 config = dreamer.define_config()
 config.preset_name('debug')
 config.pcont = True
+config.precision = '32'
 config.free_nats = 0.1  # One half of the batch may lie below, one above.
 batch = running.random_batch(config)
 

@@ -50,7 +50,7 @@ def agent(run):
 @pytest.fixture(scope='module')
 def multi(tmp_path_factory):
   """Checkpoint of an untrained agent of two tasks."""
-  script = dreamer.script_module('dreamer-multi-task.py')
+  script = running.script_module('dreamer-multi-task.py')
   config = script.define_config()
   config.parse([
       '--preset', 'debug', '--task1', TASK, '--task2', 'ReacherBulletEnv-v0',
@@ -161,7 +161,7 @@ class TestEvaluate:
     score, = returns(capsys.readouterr().out)
     agent = dreamer.load_agent(run)
     agent.config.update({'seed': 4, 'eval_noise': 0.0})
-    agent.calls[False] = 0
+    agent.random.calls[False] = 0
     env = wrappers.make_env(TASK, action_repeat=2, time_limit=100)
     seed = np.random.default_rng([4, 3, 0, 0]).integers(2 ** 31 - 1)
     obs, _ = env.reset(seed=int(seed))
@@ -337,7 +337,7 @@ class TestPredict:
 
 def meta_agent(run):
   """An agent on two source reward models that always say 2 and 3."""
-  script = dreamer.script_module('dreamer-MMTL.py')
+  script = running.script_module('dreamer-MMTL.py')
   config = script.define_config()
   config.parse([
       '--preset', 'debug', '--task1', TASK, '--n_meta', '2', '--meta1',

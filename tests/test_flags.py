@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-from common import flags, options, terminal
+from common import flags, options, precision, terminal
+from common.backend import tf
 import dreamer
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -54,15 +55,29 @@ def test_published_defaults(config, name):
   assert type(value) is type(DEFAULTS[name])
 
 
-def test_precision_follows_the_device(monkeypatch):
+@pytest.mark.parametrize('instructions, bits', [
+    ('fpu avx512f', '32'), ('avx512f avx512_bf16 fma', 'bfloat16'),
+    ('amx_bf16 amx_tile', 'bfloat16'), ('xavx512_bf16', '32')])
+def test_precision_follows_the_device(
+    tmp_path, monkeypatch, instructions, bits):
   devices = []
   monkeypatch.setattr(
-      dreamer.tf.config, 'list_physical_devices', lambda kind: devices)
-  assert dreamer.compute_dtype('auto') == 'float32'
-  assert dreamer.compute_dtype('16') == 'mixed_float16'
+      tf.config, 'list_physical_devices', lambda kind: devices)
+  cpuinfo = tmp_path / 'cpuinfo'
+  cpuinfo.write_text(
+      f'processor\t: 0\nflags\t\t: {instructions}\nbugs\t\t: none\n'
+      'processor\t: 1\n')
+  processor = precision.processor
+  monkeypatch.setattr(precision, 'processor', lambda: processor(cpuinfo))
+  assert precision.resolve('auto') == bits
+  assert precision.resolve('16') == '16' and precision.resolve('32') == '32'
+  assert precision.unsaved('auto') == '32'
   devices.append('GPU:0')
-  assert dreamer.compute_dtype('auto') == 'mixed_float16'
-  assert dreamer.compute_dtype('32') == 'float32'
+  assert precision.resolve('auto') == precision.unsaved('auto') == '16'
+  assert precision.resolve('32') == '32'
+  cpuinfo.unlink()  # As on systems other than Linux.
+  devices.clear()
+  assert precision.resolve('auto') == '32'
 
 
 @pytest.mark.parametrize('script, defaults', [

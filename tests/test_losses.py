@@ -14,7 +14,7 @@ import tools
 
 SEED = [7, 3]
 SIZES = dict(
-    cnn_depth=2, deter_size=6, stoch_size=3, num_units=5, batch_size=2,
+    precision='32', cnn_depth=2, deter_size=6, stoch_size=3, num_units=5, batch_size=2,
     batch_length=5, horizon=4, action_init_std=0.7, discount=0.9, disclam=0.8,
     free_nats=0.01, kl_scale=0.7)
 CASES = {

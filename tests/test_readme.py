@@ -13,7 +13,9 @@ import numpy as np
 from PIL import Image
 import pytest
 
+from common import options
 import dreamer
+import running
 import wrappers
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -38,8 +40,8 @@ def blocks(text, language):
 
 def parse(script, words):
   """Parses the arguments of a command as its script does."""
-  if script in dreamer.SCRIPTS:
-    module = dreamer.script_module(script)
+  if script in options.SCRIPTS:
+    module = running.script_module(script)
   else:
     module = importlib.import_module(
         script.removesuffix('.py').replace('/', '.'))
@@ -215,8 +217,10 @@ def test_scripts_for_several_gpus(tmp_path):
 
 
 def test_ablations_are_patterns_of_the_script():
-  import dreamer
-  define = dreamer.script_module('dreamer-FTL.py').define_config
+  from common import options
+import dreamer
+import running
+  define = running.script_module('dreamer-FTL.py').define_config
   section = page('transfer').split('**Ablations.**')[1].split('\n## ')[0]
   rows = re.findall(
       r'^\| [^|]+ \| ((?:[^|]|\\\|)*--(?:[^|]|\\\|)*) \|$', section, re.M)

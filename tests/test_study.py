@@ -18,7 +18,7 @@ from data import checkpoints
 import dreamer
 import running
 from results import study
-from common import files, terminal
+from common import files, options, terminal
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 BALANCE, HOPPER = study.TARGETS
@@ -121,7 +121,7 @@ def test_commands_are_those_of_the_scripts(tmp_path, two_seeds):
   for run in study.all_runs(tmp_path, tmp_path):
     if run.flags['seed'] % 100:
       continue
-    script = dreamer.script_module(run.script)
+    script = running.script_module(run.script)
     config = script.define_config().parse(run.words)
     assert run.flags.items() <= config.plain().items()
     if hasattr(script, 'tasks'):
@@ -167,7 +167,7 @@ def evaluations(steps, every=100):
 def write_run(run, lines=None, agent=None, **config):
   """A log directory as the scripts leave it at their end."""
   run.logdir.mkdir(parents=True, exist_ok=True)
-  defaults = dreamer.script_module(run.script).define_config()
+  defaults = running.script_module(run.script).define_config()
   config = {
       'script': run.script, 'run': f'{hash(run.name):x}',
       **defaults.parse(run.words).plain(), **config}
@@ -256,7 +256,7 @@ class Driver:
     scripts.mkdir(exist_ok=True)
     code = PARSE + FAKE.replace('PAUSE', str(pause)).replace(
         'FAILING', repr(failing))
-    for name in dreamer.SCRIPTS:
+    for name in options.SCRIPTS:
       (scripts / name).write_text(code)
     self.logdir = folder / 'logdir'
     self.popen = subprocess.Popen(
@@ -417,7 +417,7 @@ def curve(run):
 
 def agent_of(run, *args):
   """The untrained agent of a run."""
-  script = dreamer.script_module(run.script)
+  script = running.script_module(run.script)
   config = script.define_config().parse(run.words)
   return script.Agent(config, *args)
 
@@ -501,7 +501,7 @@ def test_sources_of_the_results_are_sources(results):
   def start(name):
     run = by_name(runs)[name]
     run.logdir = out / 'new'
-    script = dreamer.script_module(run.script)
+    script = running.script_module(run.script)
     config = script.define_config().parse(run.words)
     return script.Agent.start(config, 1)
 
@@ -573,7 +573,7 @@ def test_readme_tells_what_is_run():
   for script, words in commands:
     module = (
         study if script == '-m results.study'
-        else dreamer.script_module(script))
+        else running.script_module(script))
     module.define_config().parse(shlex.split(words))
 
 

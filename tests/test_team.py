@@ -27,6 +27,7 @@ config = dreamer.define_config()
 config.preset_name('debug')
 config.free_nats = 0.1  # One half of the batch may lie below, one above.
 config.threads = 1
+config.precision = '32'
 devices.configure(config)
 team = devices.Team(config.batch_size)
 batch = running.random_batch(config)

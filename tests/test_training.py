@@ -14,7 +14,7 @@ from common.backend import tf
 from data import checkpoints, logdir, replay
 import dreamer
 import running
-from runs import loop, workers
+from runs import diagnosis, loop, workers
 import tools
 
 try:
@@ -312,6 +312,7 @@ def test_failures_in_a_row_end_the_run(parallel, tmp_path, capfd):
 def agent():
   config = dreamer.define_config().parse(['--preset', 'debug'])
   config.horizon = 3
+  config.precision = '32'
   return dreamer.Dreamer(config, action_dim=2)
 
 
@@ -347,11 +348,11 @@ def test_bad_batch_is_skipped_and_counted(agent):
     assert not agent.stuck
     agent.train(batch(np.nan))
   assert agent.stuck and agent.skipped['model'] == 39
-  assert agent.bad_numbers(batch(np.nan))[:3] == [
+  assert diagnosis.bad_numbers(agent, batch(np.nan))[:3] == [
       'data reward', 'likelihood reward', 'model_loss']
-  assert agent.bad_numbers(batch(1e25))[0] == 'likelihood reward'
-  assert agent.bad_numbers(batch()) == []
-  assert not agent.bad_variables()
+  assert diagnosis.bad_numbers(agent, batch(1e25))[0] == 'likelihood reward'
+  assert diagnosis.bad_numbers(agent, batch()) == []
+  assert not diagnosis.bad_variables(agent)
 
 
 def test_overflows_of_scaled_losses_are_no_errors():

@@ -13,9 +13,10 @@ from common.backend import tf
 import dreamer
 import models
 from runs import devices, loop
+import running
 
 multi, ftl, mmtl = (
-    dreamer.script_module(f'dreamer-{name}.py')
+    running.script_module(f'dreamer-{name}.py')
     for name in ('multi-task', 'FTL', 'MMTL'))
 SIZES = dict(cnn_depth=2, deter_size=6, stoch_size=4, num_units=8)
 

@@ -18,6 +18,7 @@ import pytest
 
 from data import checkpoints
 import dreamer
+import running
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 HOPPER, ANT, CHEETAH = (
@@ -154,7 +155,7 @@ def fractional_transfer():
   last = checkpoints.load(logdir / 'variables.pkl')
   assert (first['step'], first['updates'], first['optimizers']) == (0, 0, {})
   given, got = variables(source), first['variables']
-  config = dreamer.script_module('dreamer-FTL.py').define_config()
+  config = running.script_module('dreamer-FTL.py').define_config()
   config.update(last['config'])
   fresh = {
       name: variable.numpy() for name, variable
