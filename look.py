@@ -15,7 +15,7 @@ import numpy as np
 
 from common import flags, terminal
 from common.backend import tf
-from data import replay
+from data import episodes
 from data.logdir import Logdir
 import evaluate
 import plotting
@@ -65,17 +65,16 @@ def newest_episode(source):
   """The last episode of the run that a checkpoint is of."""
   path = pathlib.Path(source)
   folder = Logdir(path if path.is_dir() else path.parent).episodes
-  files = [
-      file for file in folder.glob('*.npz') if replay.NAME.fullmatch(file.name)]
+  files = episodes.paths(folder) if folder.is_dir() else []
   if not files:
     raise terminal.UserError(
         f'there are no episodes in {folder}: name one with --episode.')
-  return max(files, key=lambda file: file.name)
+  return files[-1]
 
 
 def read_episode(file, agent, config):
   """Arrays of the records to show."""
-  episode = replay.load_episode(file)
+  episode = episodes.load(file)
   actions = episode['action'].shape[1]
   if actions != agent.action_dim:
     raise terminal.UserError(

@@ -74,6 +74,17 @@ def writing(path):
         'may write to.') from error
 
 
+@contextlib.contextmanager
+def reading(path):
+  """In this context an `OSError` becomes a `UserError` that names `path`."""
+  try:
+    yield
+  except OSError as error:
+    raise terminal.UserError(
+        f'{path} cannot be read: {error.strerror or error}; check its '
+        'permissions and the disk.') from error
+
+
 def _keep(path, other):
   """Gives a file a second name, in place of the file of that name."""
   spare = other.with_name(f'{other.name}.tmp')

@@ -202,7 +202,7 @@ def _read(path):
 
 
 def _content(path):
-  try:
+  with files.reading(path):
     if not path.exists():
       raise terminal.UserError(
           f'{path} does not exist; name a checkpoint such as '
@@ -214,10 +214,7 @@ def _content(path):
     if path.stat().st_size > pickles.MAX_BYTES:
       raise pickles.Refused(
           f'is not a checkpoint: it has more than {pickles.MAX_BYTES:,} bytes')
-    return path.read_bytes()
-  except MemoryError:
-    raise pickles.Refused('does not fit in memory') from None
-  except OSError as error:
-    raise terminal.UserError(
-        f'{path} cannot be read: {error.strerror}; check its permissions and '
-        'the disk') from None
+    try:
+      return path.read_bytes()
+    except MemoryError:
+      raise pickles.Refused('does not fit in memory') from None

@@ -1,4 +1,4 @@
-"""Episodes on disk, and the batches of sequences sampled from them.
+"""Batches of sequences, sampled from the episodes on disk.
 
 Sampling is uniform over everything on disk, so no cache can guess what comes
 next and evicting gains nothing. Each episode is therefore decoded once and
@@ -16,7 +16,6 @@ import dataclasses
 import datetime
 import os
 import pathlib
-import re
 import shutil
 import tempfile
 import threading
@@ -24,18 +23,16 @@ import uuid
 
 import numpy as np
 
-from common import files, terminal
-
-KEYS = ('image', 'action', 'reward', 'discount')
-NAME = re.compile(
-    r'(?P<time>\d{8}T\d{6,12})-(?P<uuid>[0-9a-f]+)-(?P<records>[1-9]\d*)\.npz')
+from common import files, memory as free_memory, terminal
+from data import episodes
+from data.episodes import KEYS, NAME
 
 
 @dataclasses.dataclass(eq=False, slots=True)
 class _Episode:
-  """What is known without reading the file, and where its records are."""
+  """What is known without reading the file, and where its content is."""
   name: str
-  records: int
+  length: int
   task: int = 0
   place: object = None  # An array in memory, an offset in the scratch file.
   damaged: bool = False
@@ -46,11 +43,11 @@ class Replay:
 
   A sequence is opened by an episode drawn uniformly; with several tasks a task
   is drawn uniformly first, so that all are seen equally often.
-  - An episode of at least `batch_length` records gives a window that starts
-    uniformly at any record where it fits, the last such start included. With
-    `balance`, the start is drawn from all windows that touch the episode and
-    clipped to those that fit, so that no record is seen less often than those
-    in the middle.
+  - An episode of at least `batch_length` time steps gives a window that starts
+    uniformly at any time step where it fits, the last such start included.
+    With `balance`, the start is drawn from all windows that touch the episode
+    and clipped to those that fit, so that no time step is seen less often than
+    those in the middle.
   - A shorter episode is taken whole, followed by further short episodes of
     its task, drawn uniformly, until the sequence is full and the last one is
     cut off. Short ones follow only each other because long ones would
@@ -64,8 +61,8 @@ class Replay:
   Args:
     directory: Where the episodes are; created if needed.
     batch_size: Sequences per batch, B.
-    batch_length: Records per sequence, T.
-    action_repeat: Environment steps per record.
+    batch_length: Time steps per sequence, T.
+    action_repeat: Environment steps per decision.
     seed: Fixes, with the number of a batch, what is drawn.
     balance: Draw windows towards the ends of episodes.
     memory: Bytes of decoded episodes in memory; default a quarter of what is
@@ -85,7 +82,6 @@ class Replay:
     self._repeat = action_repeat
     self._seed = seed
     self._balance = balance
-    self._memory = available_memory() // 4 if memory is None else int(memory)
     self._tasks = list(tasks or [])
     self._shard = shard
     self._pools = [[] for _ in self._tasks or [None]]
@@ -95,10 +91,11 @@ class Replay:
     self._newest = None
     self._dtype = None
     self._lock = threading.Lock()
-    self._scratch = None
-    self._used = dict(memory=0, scratch=0, decoded=0)
-    self._crowded = False
-    self._directory.mkdir(parents=True, exist_ok=True)
+    if memory is None:
+      memory = free_memory.available() // 4
+    self._decoded = _Decoded(self._directory, int(memory))
+    with files.writing(self._directory):
+      self._directory.mkdir(parents=True, exist_ok=True)
     for name in self._scan():
       self._enlist(name)
 
@@ -109,20 +106,15 @@ class Replay:
 
   @property
   def steps(self):
-    """Environment steps: `(records - 1) * action_repeat` of all episodes."""
+    """Environment steps: `(length - 1) * action_repeat` of all episodes."""
     return self._steps
 
-  @property
-  def statistics(self):
-    """Bytes in `memory` and in `scratch`; files `decoded` so far."""
-    return dict(self._used)
-
-  def records(self, task=None):
-    """Number of records of each episode, or of each episode of one task."""
+  def lengths(self, task=None):
+    """Time steps of each episode, or of each episode of one task."""
     pools = self._pools
     if task is not None:
       pools = [pools[self._tasks.index(task)]]
-    return [episode.records for pool in pools for episode in pool]
+    return [episode.length for pool in pools for episode in pool]
 
   @property
   def newest(self):
@@ -135,44 +127,38 @@ class Replay:
     With `after`, the file name of an episode, which need not exist any more,
     those that were added after it.
     """
-    index, number = self._shard
-    matches = [NAME.fullmatch(name) for name in os.listdir(self._directory)]
     return [
-        self._directory / match[0]
-        for match in sorted(filter(None, matches), key=lambda x: x[0])
-        if int(match['uuid'], 16) % number == index and
-        (after is None or match[0] > after) and
-        (self._directory / match[0]).stat().st_size]
+        path for path in episodes.paths(self._directory)
+        if self._is_own(NAME.fullmatch(path.name))
+        and (after is None or path.name > after)]
 
   def add(self, episode):
     """Writes an episode, whole or not at all, and returns its path.
 
     Args:
-      episode: Arrays `image` uint8 [records, height, width, channels],
-        `action` [records, actions], `reward` and `discount` [records], and
-        `task`, a name, where there are several. Other keys are not kept.
+      episode: Arrays such as `episodes.load` returns, `task` only where there
+        are several. Other keys are not kept.
 
     Raises:
       UserError: The arrays are not such an episode, have other shapes than
         the episodes already there, or cannot be written.
     """
     try:
-      arrays = _validated(episode)
+      arrays = episodes.validated(episode)
       task = self._task(arrays)
     except ValueError as error:
       raise terminal.UserError(f'The episode cannot be stored: {error}.')
-    records = _packed(arrays)
-    self._settle_layout(records.dtype)
-    if records.dtype != self._dtype:
+    content = _packed(arrays)
+    self._settle_layout(content.dtype)
+    if content.dtype != self._dtype:
       raise terminal.UserError(
           f'The episode does not fit those in {self._directory}: it has '
-          f'{_layout(records.dtype)}, they have {_layout(self._dtype)}.')
-    path = self._directory / self._new_name(len(records))
-    with files.replacing(path) as file:
-      np.savez_compressed(file, **arrays)
+          f'{_layout(content.dtype)}, they have {_layout(self._dtype)}.')
+    path = self._directory / self._new_name(len(content))
+    episodes.write(path, arrays)
     added = self._enlist(path.name, task)
     with self._lock:
-      added.place = self._keep(records)
+      added.place = self._decoded.keep(content)
     return path
 
   def sample(self, index):
@@ -181,7 +167,7 @@ class Replay:
     Returns:
       `image` uint8 [B, T, height, width, channels], `action` [B, T, actions],
       `reward` and `discount` [B, T] float32; `first` bool [B, T], true at the
-      first record of every episode, where the state is to be reset; `task`
+      first time step of every episode, where the state is to be reset; `task`
       int32 [B, T] if the replay has tasks.
 
     Raises:
@@ -201,31 +187,37 @@ class Replay:
     """Frees the memory and the scratch file; no sampling afterwards."""
     with self._lock:
       self._pools = [[] for _ in self._pools]
-      if self._scratch:
-        self._scratch.close()
+      self._decoded.close()
 
   # The list of episodes.
 
   def _scan(self):
     """Sorted names of the shard's episodes; cleans up, names what is bad."""
-    index, number = self._shard
     names, foreign, empty = [], [], []
-    for entry in os.scandir(self._directory):
+    with files.reading(self._directory), os.scandir(self._directory) as found:
+      entries = [*found]
+    for entry in entries:
       match = NAME.fullmatch(entry.name.removesuffix('.tmp'))
       if not match:
-        if index == 0 and not entry.name.startswith('.'):
+        if self._shard[0] == 0 and not entry.name.startswith('.'):
           foreign.append(entry.name)
-      elif int(match['uuid'], 16) % number != index:
+      elif not self._is_own(match):
         continue
       elif entry.name.endswith('.tmp'):
-        os.remove(entry)
-      elif not entry.stat().st_size:
+        with contextlib.suppress(OSError):  # It is in nobody's way.
+          os.remove(entry)
+      elif not episodes.size(entry):
         empty.append(entry.name)
       else:
         names.append(entry.name)
     self._complain(foreign, 'not named {time}-{uuid}-{records}.npz')
     self._complain(empty, 'of length zero')
     return sorted(names)
+
+  def _is_own(self, match):
+    """Whether an episode of this name belongs to the shard."""
+    index, number = self._shard
+    return int(match['uuid'], 16) % number == index
 
   def _complain(self, names, reason):
     if names:
@@ -241,7 +233,7 @@ class Replay:
         self._time, int(match['time'].replace('T', '').ljust(20, '0')))
     self._newest = max(self._newest or name, name)
     self._episodes += 1
-    self._steps += (episode.records - 1) * self._repeat
+    self._steps += (episode.length - 1) * self._repeat
     if task is None and len(self._tasks) > 1:
       task = self._peek_task(episode)
     episode.task = task or 0
@@ -252,9 +244,8 @@ class Replay:
   def _peek_task(self, episode):
     """Reads only the task of an episode."""
     try:
-      with np.load(self._directory / episode.name) as file:
-        return self._task({key: file[key] for key in file if key == 'task'})
-    except Exception as error:  # As in `_read_file`.
+      return self._task(episodes.read_task(self._directory / episode.name))
+    except Exception as error:  # As in `episodes.read`.
       self._reject(episode, error)
 
   def _task(self, arrays):
@@ -273,14 +264,14 @@ class Replay:
         return int(task[0])
     raise ValueError(f'its task {task} is not one of {self._tasks}')
 
-  def _new_name(self, records):
+  def _new_name(self, length):
     """A name behind all others, even if the clock was set back."""
     index, number = self._shard
     now = datetime.datetime.now(datetime.timezone.utc)
     time = max(int(now.strftime('%Y%m%d%H%M%S%f')), self._time + 1)
     identifier = uuid.uuid4().int
     identifier += index - identifier % number
-    return f'{str(time)[:8]}T{str(time)[8:]}-{identifier:032x}-{records}.npz'
+    return f'{str(time)[:8]}T{str(time)[8:]}-{identifier:032x}-{length}.npz'
 
   # Drawing.
 
@@ -288,7 +279,7 @@ class Replay:
     """Per task, all episodes and the short ones among them."""
     self._settle_layout()
     return [
-        (pool[:], [x for x in pool if x.records < self._length])
+        (pool[:], [x for x in pool if x.length < self._length])
         for pool in self._pools]
 
   def _load(self, index, candidates):
@@ -309,20 +300,20 @@ class Replay:
           f'There is no episode to train on in {self._directory}.')
     every, short = candidates[rng.integers(len(candidates))]
     episode = _pick(rng, every)
-    if episode.records >= self._length:
-      return [(episode, self._start(rng, episode.records), self._length)]
+    if episode.length >= self._length:
+      return [(episode, self._start(rng, episode.length), self._length)]
     pieces, room = [], self._length
     while room:
-      pieces.append((episode, 0, min(room, episode.records)))
+      pieces.append((episode, 0, min(room, episode.length)))
       room -= pieces[-1][-1]
       episode = _pick(rng, short)
     return pieces
 
-  def _start(self, rng, records):
-    last = records - self._length
+  def _start(self, rng, length):
+    last = length - self._length
     if not self._balance:
       return int(rng.integers(last + 1))
-    return int(np.clip(rng.integers(1 - self._length, records), 0, last))
+    return int(np.clip(rng.integers(1 - self._length, length), 0, last))
 
   def _batch(self, rows):
     batch = np.empty((self._size, self._length), self._dtype)
@@ -353,16 +344,17 @@ class Replay:
         for future in pending:
           future.cancel()
 
-  # Where the records are.
+  # Their content.
 
-  def _find(self, episode):
-    """Records of an episode, or their offset in the scratch file."""
+  def _read(self, episode, start, out):
+    """Copies the content from time step `start` on into `out`."""
     with self._lock:
-      if episode.place is not None:
-        return episode.place
-      records = self._decode(episode)
-      episode.place = self._keep(records)
-      return records
+      content = episode.place
+      if content is None:
+        content = self._decode(episode)
+        episode.place = self._decoded.keep(content)
+    if not self._decoded.read(content, start, out):
+      out[:] = self._decode(episode)[start:start + len(out)]
 
   def _settle_layout(self, default=None):
     """The newest episode that can be read says what all must look like."""
@@ -381,38 +373,50 @@ class Replay:
     if episode.damaged:
       raise _Damaged
     try:
-      arrays = _read_file(self._directory / episode.name)
+      arrays = episodes.read(self._directory / episode.name)
       self._task(arrays)
-      records = _packed(arrays)
-      if self._dtype is not None and records.dtype != self._dtype:
+      content = _packed(arrays)
+      if self._dtype is not None and content.dtype != self._dtype:
         raise ValueError(
-            f'it has {_layout(records.dtype)}, others have '
+            f'it has {_layout(content.dtype)}, others have '
             f'{_layout(self._dtype)}')
     except ValueError as error:
       self._reject(episode, error)
       raise _Damaged from error
-    self._used['decoded'] += 1
-    return records
+    return content
 
   def _reject(self, episode, error):
     episode.damaged = True
     terminal.warn(
-        f'{self._directory / episode.name} is left out: {_reason(error)}.')
+        f'{self._directory / episode.name} is left out: '
+        f'{episodes.reason(error)}.')
 
-  def _keep(self, records):
+
+class _Decoded:
+  """Decoded episodes, in memory up to a bound and then in a scratch file."""
+
+  def __init__(self, directory, memory):
+    self._directory = directory
+    self._memory = memory
+    self._scratch = None
+    self._used = 0
+    self._crowded = False
+
+  def keep(self, content):
     """Array in memory, or offset in the scratch file, or None: no room."""
-    if self._used['memory'] + records.nbytes <= self._memory:
-      self._used['memory'] += records.nbytes
-      return records
-    offset = self._used['scratch']
-    free = shutil.disk_usage(self._directory).free
-    # Half of the disk is left to checkpoints and to the episodes themselves.
-    if free - records.nbytes >= offset + records.nbytes:
-      with contextlib.suppress(OSError):
+    if content.nbytes <= self._memory:
+      self._memory -= content.nbytes
+      return content
+    offset = self._used
+    # What the file system cannot do is done without.
+    with contextlib.suppress(OSError):
+      free = shutil.disk_usage(self._directory).free
+      # Half of the disk is left to checkpoints and to the episodes themselves.
+      if free - content.nbytes >= offset + content.nbytes:
         if not self._scratch:
           self._scratch = tempfile.TemporaryFile(dir=self._directory)
-        if os.pwrite(self._scratch.fileno(), records, offset) == records.nbytes:
-          self._used['scratch'] += records.nbytes
+        if os.pwrite(self._scratch.fileno(), content, offset) == content.nbytes:
+          self._used += content.nbytes
           return offset
     if not self._crowded:
       self._crowded = True
@@ -420,131 +424,32 @@ class Replay:
           f'No room beside {self._directory} for decoded episodes: some are '
           'decompressed for every batch, which is slow.')
 
-  def _read(self, episode, start, out):
-    """Copies the records from `start` on into `out`."""
-    place = self._find(episode)
+  def read(self, place, start, out):
+    """Copies from time step `start` on into `out`; returns whether it could."""
     if isinstance(place, np.ndarray):
       out[:] = place[start:start + len(out)]
-      return
-    offset = place + start * out.itemsize
-    if os.preadv(self._scratch.fileno(), [out], offset) != out.nbytes:
-      raise OSError(f'The scratch file in {self._directory} was cut off.')
+      return True
+    with contextlib.suppress(OSError):
+      offset = place + start * out.itemsize
+      return os.preadv(self._scratch.fileno(), [out], offset) == out.nbytes
+    return False
+
+  def close(self):
+    if self._scratch:
+      self._scratch.close()
 
 
 class _Damaged(Exception):
   """An episode turned out to be unreadable."""
 
 
-def load_episode(path):
-  """Reads one episode: `image, action, reward, discount` and maybe `task`.
-
-  Returns:
-    Arrays [records, ...] as described at `Replay.add`.
-
-  Raises:
-    UserError: There is no such file, or it is not a whole episode.
-  """
-  path = pathlib.Path(path)
-  if not path.is_file():
-    raise terminal.UserError(f'There is no episode {path}.')
-  try:
-    return _read_file(path)
-  except ValueError as error:
-    raise terminal.UserError(
-        f'{path} is not a whole episode: {error}.') from error
-
-
-def available_memory():
-  """Bytes that this process can still use, control groups considered."""
-  try:
-    text = pathlib.Path('/proc/meminfo').read_text()
-    free = int(re.search(r'MemAvailable:\s+(\d+)', text)[1]) * 1024
-  except (OSError, TypeError):
-    free = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
-  return max(0, min([free, *_group_memory()]))
-
-
-def _group_memory(root='/sys/fs/cgroup', membership='/proc/self/cgroup'):
-  """Bytes left in each control group around this process that has a limit."""
-  try:
-    lines = pathlib.Path(membership).read_text().splitlines()
-  except OSError:
-    return
-  for line in lines:
-    _, controllers, group = line.split(':', 2)
-    if controllers not in ('', 'memory'):
-      continue
-    top = pathlib.Path(root, controllers)
-    names = ('memory.limit_in_bytes', 'memory.usage_in_bytes')
-    names = names if controllers else ('memory.max', 'memory.current')
-    inner = top / group.lstrip('/')
-    for path in (inner, *inner.parents):
-      if path.is_relative_to(top):
-        # Groups without a limit have no such file, or say 'max' in it.
-        with contextlib.suppress(OSError, ValueError):
-          limit, used = (int((path / name).read_text()) for name in names)
-          yield limit - used + _file_cache(path)
-
-
-def _file_cache(group):
-  """Bytes of a control group that are given back when needed."""
-  text = (group / 'memory.stat').read_text()
-  match = re.search(r'^(?:total_)?inactive_file (\d+)$', text, re.MULTILINE)
-  return int(match[1]) if match else 0
-
-
-_KNOWN = (*KEYS, 'task')
-
-
-def _read_file(path):
-  """Arrays of an episode; a `ValueError` says what is wrong with the file."""
-  match = NAME.fullmatch(path.name)
-  try:
-    with np.load(path, allow_pickle=False) as file:
-      arrays = _validated({key: file[key] for key in file if key in _KNOWN})
-  # What NumPy, zipfile and zlib raise for damaged files is not documented.
-  except Exception as error:
-    raise ValueError(_reason(error)) from error
-  if match and int(match['records']) != len(arrays['reward']):
-    raise ValueError(f'it has {len(arrays["reward"])} records')
-  return arrays
-
-
-def _reason(error):
-  """The message of an error in one line."""
-  return ' '.join(str(error).split()).rstrip('.') or type(error).__name__
-
-
-def _validated(episode):
-  """Arrays of an episode in their types; a `ValueError` says what is wrong."""
-  arrays = {key: np.asarray(episode[key]) for key in _KNOWN if key in episode}
-  for key, ndim in zip(KEYS, (4, 2, 1, 1)):
-    if key not in arrays:
-      raise ValueError(f"there is no entry '{key}'")
-    value = arrays[key]
-    if value.ndim != ndim or not value.size:
-      raise ValueError(f"'{key}' has shape {value.shape}")
-    if len(value) != len(arrays['image']):
-      raise ValueError(f"'{key}' has {len(value)} records")
-    if key == 'image':
-      if value.dtype != np.uint8:
-        raise ValueError(f"'{key}' is {value.dtype}, not uint8")
-    elif value.dtype.kind != 'f':
-      raise ValueError(f"'{key}' is {value.dtype}, not float32")
-    elif not np.isfinite(value).all():
-      raise ValueError(f"'{key}' has NaN or infinite values")
-    else:
-      arrays[key] = value.astype(np.float32)
-  return arrays
-
-
 def _packed(arrays):
-  """One structured array [records] of the entries that batches are made of."""
-  records = np.empty(len(arrays['image']), [
+  """One structured array [T] of the entries that batches are made of."""
+  content = np.empty(len(arrays['image']), [
       (key, arrays[key].dtype, arrays[key].shape[1:]) for key in KEYS])
   for key in KEYS:
-    records[key] = arrays[key]
-  return records
+    content[key] = arrays[key]
+  return content
 
 
 def _layout(dtype):

@@ -15,7 +15,7 @@ import numpy as np
 
 from common import files, terminal
 from common.backend import tf
-from data import checkpoints, replay
+from data import checkpoints, episodes, replay
 from data.logdir import Logdir
 from runs import devices, diagnosis, driver, logs, settings, workers
 import tools
@@ -180,7 +180,7 @@ class Run:
     """Random actions until there are enough steps, and an episode to learn."""
     def short():
       lacking = self.step < self._config.prefill or not all(
-          self._replay.records(task)
+          self._replay.lengths(task)
           for task in (self._tasks if self._named else [None]))
       return self._team.sum(lacking)[0]
 
@@ -279,7 +279,7 @@ class Run:
         f'{mode}/length': length * self._config.action_repeat,
         'episodes': self._replay.episodes}
     if self._named:
-      own = dict(values, episodes=len(self._replay.records(task)))
+      own = dict(values, episodes=len(self._replay.lengths(task)))
       values.update({f'{task}/{name}': value for name, value in own.items()})
     self._logger.scalars(self.step, values, 'sim')
     self._returns[mode] = score
@@ -513,7 +513,7 @@ class Run:
     actions = []
     for path in self._replay.files()[count:]:
       with contextlib.suppress(terminal.UserError):  # Damaged.
-        actions.append(replay.load_episode(path)['action'])
+        actions.append(episodes.load(path)['action'])
     return actions
 
 

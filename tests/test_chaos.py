@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from data import checkpoints, replay
+from data import checkpoints, episodes
 import running
 
 
@@ -22,7 +22,7 @@ def test_killed_run_goes_on(moments, parallel, prefill, tmp_path):
   rng = random.Random(0)
   flags = dict(
       save_every=0.1, parallel=parallel, prefill=prefill, eval_every=300)
-  episodes, workers, reached = [], [], {'step': 0, 'updates': 0}
+  known, workers, reached = [], [], {'step': 0, 'updates': 0}
   for kill, moment in enumerate(moments):
     run = running.Process(tmp_path, steps=10 ** 6, **flags)
     wait_for(moment, run, rng)
@@ -34,20 +34,20 @@ def test_killed_run_goes_on(moments, parallel, prefill, tmp_path):
         f'saved {now}, left {leftovers(tmp_path)}')
     # Nothing of what earlier lives had is gone.
     found = running.episodes(tmp_path)
-    assert found[:len(episodes)] == episodes
-    episodes = found
-    for name in episodes:
-      replay.load_episode(tmp_path / 'episodes' / name)
+    assert found[:len(known)] == known
+    known = found
+    for name in known:
+      episodes.load(tmp_path / 'episodes' / name)
     assert continued(run.output) in (None, *range(reached['step'], 10 ** 6))
     assert now['updates'] >= reached['updates']
     # What is on disk of finished episodes counts, saved or not.
-    reached = dict(now, step=max(now['step'], 100 * len(episodes)))
+    reached = dict(now, step=max(now['step'], 100 * len(known)))
 
   # Episodes all have 100 steps; a few more bring the run to its end.
-  steps = max(prefill, 100 * len(episodes)) + 300
+  steps = max(prefill, 100 * len(known)) + 300
   run = running.Process(tmp_path, steps=steps, **flags)
   assert run.end() == 0, run.output
-  assert running.episodes(tmp_path)[:len(episodes)] == episodes
+  assert running.episodes(tmp_path)[:len(known)] == known
   assert state(tmp_path) == {
       'step': steps, 'updates': 2 * (steps - prefill) // 100}
   lines = running.lines(tmp_path)

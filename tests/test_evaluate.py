@@ -15,7 +15,7 @@ from tensorboard.backend.event_processing import event_accumulator
 from tensorboard.util import tensor_util
 
 from common import terminal
-from data import checkpoints, replay
+from data import checkpoints, episodes
 import dreamer
 import evaluate
 import look
@@ -280,7 +280,7 @@ class TestFilm:
 
 @pytest.fixture(scope='module')
 def episode(run):
-  arrays = replay.load_episode(look.newest_episode(run))
+  arrays = episodes.load(look.newest_episode(run))
   return {key: arrays[key] for key in ('image', 'action', 'reward')}
 
 

@@ -1,11 +1,15 @@
 """Replay: nothing is lost, and what is sampled is what was written."""
 
 import collections
+import contextlib
+import errno
 import gc
 import os
 import pathlib
 import pickle
 import resource
+import shutil
+import stat
 import subprocess
 import sys
 import threading
@@ -15,8 +19,8 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from data import replay
-from common import terminal
+from data import episodes, replay
+from common import files, memory, terminal
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -61,6 +65,17 @@ def assert_equal(left, right):
     np.testing.assert_array_equal(left[key], right[key])
 
 
+def scratch(directory):
+  """Bytes of the open files in a directory that have no name any more."""
+  found = {}
+  for number in os.listdir('/proc/self/fd'):
+    with contextlib.suppress(OSError):
+      path = os.readlink(f'/proc/self/fd/{number}')
+      if path.startswith(str(directory)) and path.endswith('(deleted)'):
+        found[path] = os.fstat(int(number)).st_size
+  return sum(found.values())
+
+
 def warnings(capsys):
   return capsys.readouterr().err.splitlines()
 
@@ -80,12 +95,12 @@ def test_files_hold_what_was_added(tmp_path):
     time_, identifier, count = path.stem.split('-')
     time.strptime(time_[:15], '%Y%m%dT%H%M%S')
     assert len(identifier) == 32 and int(count) == records
-    assert_equal(replay.load_episode(path), make_episode(number, records))
+    assert_equal(episodes.load(path), make_episode(number, records))
     with np.load(path, allow_pickle=False) as file:
       assert set(file) == {'image', 'action', 'reward', 'discount'}
       assert file['image'].dtype == np.uint8
       assert file['reward'].dtype == np.float32
-  assert store.records() == [12, 30, 3]
+  assert store.lengths() == [12, 30, 3]
 
 
 def test_counts_come_from_the_names(tmp_path, monkeypatch):
@@ -94,7 +109,7 @@ def test_counts_come_from_the_names(tmp_path, monkeypatch):
   store = make_replay(tmp_path, action_repeat=2)
   assert store.episodes == 3
   assert store.steps == 2 * (11 + 29 + 2)
-  assert store.records() == [12, 30, 3]
+  assert store.lengths() == [12, 30, 3]
 
 
 def test_episodes_after_one_are_found_by_its_name(tmp_path):
@@ -131,13 +146,13 @@ def test_wide_floats_are_stored_as_float32(tmp_path):
   path = store.add({
       key: value if key == 'image' else value.astype(np.float64)
       for key, value in episode.items()})
-  assert_equal(replay.load_episode(path), episode)
+  assert_equal(episodes.load(path), episode)
 
 
 @pytest.mark.parametrize('change, words', [
     (dict(reward=np.full(12, np.nan, np.float32)), 'NaN'),
     (dict(action=np.full((12, 2), np.inf, np.float32)), 'infinite'),
-    (dict(reward=np.zeros(11, np.float32)), '11 records'),
+    (dict(reward=np.zeros(11, np.float32)), '11 time steps'),
     (dict(reward=np.zeros((12, 1), np.float32)), 'shape'),
     (dict(image=np.zeros((12, 4, 4, 3), np.float32)), 'uint8'),
     (dict(discount=np.ones(12, int)), 'float32'),
@@ -181,6 +196,29 @@ for number in range(100_000):
 '''
 
 
+def refuse_to_sync_directories(monkeypatch):
+  real = os.fsync
+  def fsync(number):
+    if stat.S_ISDIR(os.fstat(number).st_mode):
+      raise OSError(errno.EINVAL, 'Invalid argument')
+    real(number)
+  monkeypatch.setattr(os, 'fsync', fsync)
+
+
+def test_file_systems_that_cannot_sync_a_directory(tmp_path, monkeypatch):
+  refuse_to_sync_directories(monkeypatch)
+  store = make_replay(tmp_path, [12, 12])
+  assert store.episodes == len(paths(tmp_path)) == 2
+  assert set(origin(store.sample(0))[0].flat) == {0, 1}
+
+
+def test_an_episode_makes_its_directory_anew(tmp_path):
+  store = make_replay(tmp_path / 'episodes', [12])
+  shutil.rmtree(tmp_path / 'episodes')
+  path = store.add(make_episode(1, 12))
+  assert paths(tmp_path / 'episodes') == [path]
+
+
 def test_kill_loses_no_finished_episode(tmp_path):
   code = WRITER.format(
       root=str(ROOT), tests=str(ROOT / 'tests'), directory=str(tmp_path))
@@ -199,7 +237,7 @@ def test_kill_loses_no_finished_episode(tmp_path):
     before = store.episodes
     assert {path.suffix for path in paths(tmp_path)} <= {'.npz'}
     for path in paths(tmp_path):
-      assert len(replay.load_episode(path)['reward']) == 900
+      assert len(episodes.load(path)['reward']) == 900
   assert before and cut  # Some kills came in the middle of writing.
 
 
@@ -222,9 +260,7 @@ def test_windows_are_continuous(tmp_path, memory):
       assert (batch['first'] == (record == 0)).all()
       assert batch['first'].dtype == bool
       assert all(value.flags.c_contiguous for value in batch.values())
-    statistics = store.statistics
-    assert statistics['memory'] <= memory
-    assert (statistics['scratch'] > 0) == (memory < 1e9)
+    assert (scratch(tmp_path) > 0) == (memory < 1e9)
 
 
 def test_episodes_and_starts_are_uniform(tmp_path):
@@ -389,11 +425,11 @@ def test_tasks_are_balanced(tmp_path):
   for number in range(12):
     task = tasks[number % 6 == 0]
     store.add(make_episode(number, [20, 6][number % 2], task=task))
-  assert store.records('Ant') == [20, 20]
-  assert len(store.records('Hopper')) == 10
-  assert len(store.records()) == store.episodes == 12
+  assert store.lengths('Ant') == [20, 20]
+  assert len(store.lengths('Hopper')) == 10
+  assert len(store.lengths()) == store.episodes == 12
   fresh = make_replay(tmp_path, tasks=tasks, batch_size=200)
-  assert fresh.records('Ant') == [20, 20]
+  assert fresh.lengths('Ant') == [20, 20]
   counts = np.zeros(2)
   for index in range(10):
     batch = store.sample(index)
@@ -410,9 +446,9 @@ def test_task_by_index_and_by_name_are_the_same(tmp_path, capsys):
   store = make_replay(tmp_path, tasks=tasks)
   store.add(make_episode(0, 20, task=np.full(20, 1, np.int32)))
   path = store.add(make_episode(1, 20, task='Ant'))
-  assert replay.load_episode(path)['task'] == 'Ant'
+  assert episodes.load(path)['task'] == 'Ant'
   fresh = make_replay(tmp_path, tasks=tasks)
-  assert fresh.records('Ant') == [20, 20] and not fresh.records('Hopper')
+  assert fresh.lengths('Ant') == [20, 20] and not fresh.lengths('Hopper')
   assert (fresh.sample(0)['task'] == 1).all()
   for task in ('Walker', np.int32(2), np.arange(20)):
     with pytest.raises(terminal.UserError, match='task'):
@@ -421,7 +457,7 @@ def test_task_by_index_and_by_name_are_the_same(tmp_path, capsys):
     store.add(make_episode(2, 20))
   assert not warnings(capsys)
   other = make_replay(tmp_path, tasks=['Ant', 'Walker'])
-  assert other.records('Ant') == [20]  # Index 1 is the Walker there.
+  assert other.lengths('Ant') == [20]  # Index 1 is the Walker there.
   other = make_replay(tmp_path, tasks=['Walker', 'Hopper'])
   assert len(warnings(capsys)) == 1
   assert 'task' not in make_replay(tmp_path).sample(0)
@@ -470,7 +506,7 @@ def damage(path, kind):
       nan=(dict(reward=np.full(12, np.nan, np.float32)), 'NaN'),
       objects=(dict(reward=np.array([{}] * 12)), 'pickle'),
       layout=(dict(action=np.zeros((12, 5), np.float32)), '(5,)'),
-      short=({k: v[:11] for k, v in episode.items()}, '11 records'))
+      short=({k: v[:11] for k, v in episode.items()}, '11 time steps'))
   if kind in changes:
     change, word = changes[kind]
     episode = dict(episode, **change)
@@ -507,7 +543,7 @@ def test_damaged_files_are_named_once_and_left_out(tmp_path, capsys, kind):
   assert_equal(make_replay(tmp_path).sample(19), batches[19])
   if kind != 'layout':
     with pytest.raises(terminal.UserError, match='not a whole episode'):
-      replay.load_episode(paths(tmp_path)[1])
+      episodes.load(paths(tmp_path)[1])
 
 
 def test_a_vanished_file_is_left_out(tmp_path, capsys):
@@ -550,14 +586,14 @@ def test_damaged_task_is_found_at_the_start(tmp_path, capsys):
   paths(tmp_path)[1].write_bytes(b'x')
   store = make_replay(tmp_path, tasks=['a', 'b'])
   assert len(warnings(capsys)) == 1
-  assert store.episodes == 4 and store.records('b') == [12]
+  assert store.episodes == 4 and store.lengths('b') == [12]
   drawn = np.unique([origin(x)[0] for x in store.batches(0, 20)])
   assert drawn.tolist() == [0, 2, 3]
 
 
 def test_load_episode_of_nothing(tmp_path):
   with pytest.raises(terminal.UserError, match='no episode'):
-    replay.load_episode(tmp_path / 'a.npz')
+    episodes.load(tmp_path / 'a.npz')
 
 
 # Memory and disk.
@@ -567,7 +603,7 @@ MEASURE = '''
 import re, sys
 sys.path[:0] = [{root!r}]
 import numpy as np
-from data import replay
+from data import episodes, replay
 def peak():
   text = open('/proc/self/status').read()
   return int(re.search(r'VmHWM:\\s+(\\d+)', text)[1]) * 1024
@@ -584,7 +620,6 @@ store.close()
 store = replay.Replay({directory!r}, **options)
 for _ in store.batches(0, 200):
   pass
-assert store.statistics['decoded'] >= {count}, store.statistics
 print(peak() - before)
 '''
 
@@ -606,7 +641,7 @@ def test_memory_is_bounded(tmp_path):
 def test_scratch_leaves_no_file(tmp_path):
   store = make_replay(tmp_path, [20, 30], memory=0)
   store.sample(0)
-  assert store.statistics['scratch'] > 0
+  assert scratch(tmp_path) > 0
   assert len(paths(tmp_path)) == 2
   store.close()
 
@@ -618,9 +653,37 @@ def test_full_disk_falls_back_to_the_files(tmp_path, monkeypatch, capsys):
   store = make_replay(tmp_path, memory=2000)
   assert_equal(store.sample(3), expected)
   assert_equal(store.sample(3), expected)
-  assert store.statistics['scratch'] == 0
+  assert scratch(tmp_path) == 0
   warning, = warnings(capsys)
   assert str(tmp_path) in warning
+
+
+@pytest.mark.parametrize('name', ['pwrite', 'preadv'])
+def test_a_scratch_file_that_fails_is_done_without(
+    tmp_path, monkeypatch, name):
+  expected = make_replay(tmp_path, [20, 30, 5]).sample(3)
+  def fail(*_):
+    raise OSError(errno.EIO, 'Input/output error')
+  monkeypatch.setattr(os, name, fail)
+  assert_equal(make_replay(tmp_path, memory=0).sample(3), expected)
+
+
+def test_free_room_that_is_not_known(tmp_path, monkeypatch):
+  expected = make_replay(tmp_path, [20, 30, 5]).sample(3)
+  def fail(path):
+    raise OSError(errno.ENOSYS, 'Function not implemented')
+  monkeypatch.setattr(replay.shutil, 'disk_usage', fail)
+  store = make_replay(tmp_path, memory=0)
+  assert_equal(store.sample(3), expected)
+  store.add(make_episode(3, 20))
+
+
+def test_directories_that_cannot_be_used(tmp_path):
+  (tmp_path / 'file').write_text('')
+  with pytest.raises(terminal.UserError, match='file/episodes.*written'):
+    make_replay(tmp_path / 'file' / 'episodes')
+  with pytest.raises(terminal.UserError, match='nothing.*cannot be read'):
+    episodes.paths(tmp_path / 'nothing')
 
 
 def test_scratch_takes_at_most_half_of_the_disk(tmp_path, monkeypatch):
@@ -628,19 +691,19 @@ def test_scratch_takes_at_most_half_of_the_disk(tmp_path, monkeypatch):
   usage = collections.namedtuple('Usage', 'total used free')
   monkeypatch.setattr(
       replay.shutil, 'disk_usage',
-      lambda path: usage(0, 0, left[0] - store.statistics['scratch']))
+      lambda path: usage(0, 0, left[0] - scratch(tmp_path)))
   store = make_replay(tmp_path, memory=0)
   for number in range(60):
     store.add(make_episode(number, 20))
-  size = store.statistics['scratch']
+  size = scratch(tmp_path)
   assert 40_000 < size <= 50_000
   store.close()
 
 
 def test_available_memory(tmp_path):
-  assert 0 < replay.available_memory() < 2 ** 50
-  assert replay.Replay(
-      tmp_path, batch_size=1, batch_length=1)._memory > 2 ** 20
+  assert 0 < memory.available() < 2 ** 50
+  make_replay(tmp_path, [20, 30]).sample(0)  # By default, a share of it.
+  assert scratch(tmp_path) == 0
 
 
 def test_control_groups_bound_the_memory(tmp_path):
@@ -657,13 +720,13 @@ def test_control_groups_bound_the_memory(tmp_path):
   membership.write_text('0::/slurm/job\n')
   group(tmp_path / 'v2/slurm', 'v2', 1000, 400, 100)
   group(tmp_path / 'v2/slurm/job', 'v2', 'max', 300, 0)
-  assert list(replay._group_memory(tmp_path / 'v2', membership)) == [700]
+  assert list(memory.group_limits(tmp_path / 'v2', membership)) == [700]
   membership.write_text('5:cpu:/a\n4:memory:/job\n0::/\n')
   group(tmp_path / 'v1/memory', 'v1', 9000, 100, 0)
   group(tmp_path / 'v1/memory/job', 'v1', 800, 500, 50)
   assert list(
-      replay._group_memory(tmp_path / 'v1', membership)) == [350, 8900]
-  assert not list(replay._group_memory(tmp_path, tmp_path / 'none'))
+      memory.group_limits(tmp_path / 'v1', membership)) == [350, 8900]
+  assert not list(memory.group_limits(tmp_path, tmp_path / 'none'))
 
 
 # Scale.
@@ -708,9 +771,7 @@ def test_speed(tmp_path):
       for _ in store.batches(0, 30):
         pass
       rates[name, phase] = 30 / (time.perf_counter() - began)
-      print(f'{name}, {phase}: {rates[name, phase]:.1f} batches/s, '
-            f'{store.statistics}')
-    assert store.statistics['memory'] <= count * size
+      print(f'{name}, {phase}: {rates[name, phase]:.1f} batches/s')
     store.close()
   assert rates['cached', 'warm'] > 20
   assert rates['beyond the cache', 'warm'] > 8

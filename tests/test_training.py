@@ -11,7 +11,7 @@ import pytest
 
 from common import terminal
 from common.backend import tf
-from data import checkpoints, logdir, replay
+from data import checkpoints, episodes, logdir
 import dreamer
 import running
 from runs import diagnosis, loop, workers
@@ -64,7 +64,7 @@ def test_short_episodes_train(tmp_path):
       steps=400)
   assert status == 0
   lengths = [
-      len(replay.load_episode(tmp_path / 'episodes' / name)['reward'])
+      len(episodes.load(tmp_path / 'episodes' / name)['reward'])
       for name in running.episodes(tmp_path)]
   assert len(lengths) > 5 and max(lengths) < 50
   lines = running.lines(tmp_path)
@@ -283,10 +283,10 @@ def test_failing_environments_are_replaced(tmp_path, monkeypatch, capfd):
     assert words in warning
   lines = running.lines(tmp_path / 'run')
   assert [x['env_failures'] for x in lines if 'model_loss' in x] == [3, 3]
-  episodes = running.episodes(tmp_path / 'run')
-  assert len(episodes) == 4
-  for name in episodes:
-    episode = replay.load_episode(tmp_path / 'run' / 'episodes' / name)
+  names = running.episodes(tmp_path / 'run')
+  assert len(names) == 4
+  for name in names:
+    episode = episodes.load(tmp_path / 'run' / 'episodes' / name)
     assert len(episode['reward']) == 51
   assert not [
       command for parent, command in running.processes().values()
