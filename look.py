@@ -9,16 +9,15 @@ same records.
 
 import pathlib
 
-import matplotlib
 from matplotlib import figure as mpl_figure
 import numpy as np
 
+from analysis import style
 from common import flags, terminal
 from common.backend import tf
 from data import episodes
 from data.logdir import Logdir
 import evaluate
-import plotting
 import transfer
 
 COLUMNS = 15
@@ -51,7 +50,7 @@ def main(argv):
   seen = predict(agent, episode, config.context)
   figure = draw(seen, config.context, config.start)
   try:
-    with matplotlib.rc_context(plotting.STYLE):
+    with style.applied():
       figure.savefig(out, dpi=300)
   except OSError as error:
     raise terminal.UserError(
@@ -149,7 +148,7 @@ def draw(seen, context, start=0):
   gap += 0.17 * (len(seen['rewards']) // 3)  # Further lines of the legend.
   width = left + side * len(shown) + right
   full = top + 3 * side + gap + height + bottom
-  with matplotlib.rc_context(plotting.STYLE):
+  with style.applied():
     figure = mpl_figure.Figure((width, full))
     box = left / width, side * len(shown) / width
     strip = figure.add_axes(
@@ -195,7 +194,7 @@ def draw_rewards(axes, seen, start, context):
   time = start + np.arange(len(seen['reward']))
   axes.axvspan(time[0] - 1e3, time[context] - 0.5, color=SEEN, zorder=0)
   axes.plot(time, seen['reward'], 'black', label='truth')
-  looks = zip(plotting.PALETTES['contrast'], ['-'] + ['--'] * 10)
+  looks = zip(style.PALETTES['contrast'], ['-'] + ['--'] * 10)
   for (name, values), (color, line) in zip(seen['rewards'].items(), looks):
     axes.plot(
         time, values, color=color, linestyle=line, label=name,
