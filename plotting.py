@@ -424,11 +424,13 @@ def draw_omega(points, args):
     for index, name in enumerate(lines):
       line = [p for p in here if p['omega'] is not None and p['line'] == name]
       if line:
-        # Single points at one factor stand beside each other.
-        beside = [
-            other for other in alone
-            if other == name or reading.omega(other) == line[0]['omega']]
-        shift = name in alone and 0.03 * spread * (1 + beside.index(name))
+        # Single points stand beside others at their factor, not on top.
+        others = [
+            p['line'] for p in here if p['omega'] == line[0]['omega']]
+        first = {other for other in others if other not in alone}
+        beside = [other for other in others if other in alone]
+        shift = name in alone and 0.03 * spread * (
+            len(first) + beside.index(name))
         text = label if name in alone else line_label
         handles[text(name, args)] = draw_grid(
             axes, line, palette[index % len(palette)],

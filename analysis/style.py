@@ -157,13 +157,13 @@ def arrange(rows, heights=None, names=(), below=''):
 
 def set_title(axes, text):
   # A given height need not be found again at every drawing.
-  axes.set_title(text, y=1.0, pad=5)
+  axes.set_title(text, y=1.0, pad=7)
 
 
 def _lines_above(row):
   lines = [
       1 + axes.get_title().count('\n') for axes in row if axes.get_title()]
-  return 0.1 + 0.17 * max(lines, default=0)
+  return 0.13 + 0.17 * max(lines, default=0)
 
 
 def add_legend(figure, handles):

@@ -10,6 +10,7 @@ import sys
 import time
 
 from matplotlib import colors as mpl_colors
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 import numpy as np
 import pytest
 
@@ -231,6 +232,120 @@ def test_runs_that_differ_in_a_flag_are_not_averaged(tmp_path):
       ('u', 'dreamer model_lr=0.0006', '0')]
 
 
+def sourced(task, seed, source, **flags):
+  return ftl(
+      task, seed, transfer=True, transfer_factor=0.2, source=source, **flags)
+
+
+def test_runs_with_different_sources_are_not_averaged(tmp_path, capsys):
+  for source in ('pendulums', 'walkers'):
+    for seed in range(2):
+      write_run(tmp_path / f'{source}{seed}', [1, 2], config=sourced(
+          'Hop', seed, f'./logdir/{source}/variables.pkl'))
+  for meta in ('a', 'b'):
+    write_run(tmp_path / meta, [1, 2], config=dict(
+        task1='Hop', seed=0, n_meta=8, script='dreamer-MMTL.py', meta8=meta))
+  curves = reading.load([tmp_path])
+  assert sorted({curve.method for curve in curves}) == [
+      'FTL ω=0.2 source=./logdir/pendulums/variables.pkl',
+      'FTL ω=0.2 source=./logdir/walkers/variables.pkl',
+      'MMTL N=8 meta8=a', 'MMTL N=8 meta8=b']
+  assert sorted({curve.label for curve in curves}) == [
+      'FTL ω=0.2, source=pendulums', 'FTL ω=0.2, source=walkers',
+      'MMTL N=8, meta8=a', 'MMTL N=8, meta8=b']
+  assert '--merge' in capsys.readouterr().err
+
+
+def test_merged_flags_are_named(tmp_path, capsys):
+  for seed in range(3):
+    write_run(
+        tmp_path / str(seed), [1, 2], config=sourced('Hop', seed, f's{seed}'))
+    write_run(tmp_path / f'm{seed}', [1, 2], config=dict(
+        task1='Hop', seed=seed, n_meta=1, script='dreamer-MMTL.py',
+        encoder=f's{seed}', meta1=f'r{seed}'))
+  curves = reading.load([tmp_path], merge=['source|encoder|meta.'])
+  assert {curve.method for curve in curves} == {'FTL ω=0.2', 'MMTL N=1'}
+  out, err = capsys.readouterr()
+  assert not err
+  assert 'differ in source are seeds of one method: FTL ω=0.2\n' in out
+  assert 'differ in encoder, meta1 are seeds of one method: MMTL N=1\n' in out
+  with pytest.raises(terminal.UserError, match="'sauce' fits no flag.*source"):
+    reading.load([tmp_path], merge=['sauce'])
+
+
+def test_all_eight_tasks_name_a_run(tmp_path):
+  tasks = {f'task{index}': f'T{index}' for index in range(1, 9)}
+  for name, last in (('a', 'T8'), ('b', 'other')):
+    write_run(tmp_path / name, [1, 2], config={
+        **tasks, 'task8': last, 'script': 'dreamer-multi-task.py'})
+  assert [curve.task for curve in reading.load([tmp_path])] == [
+      'T1 + T2 + T3 + T4 + T5 + T6 + T7 + T8',
+      'T1 + T2 + T3 + T4 + T5 + T6 + T7 + other']
+
+
+def test_a_seed_that_is_there_twice_warns(tmp_path, capsys):
+  for folder in ('old', 'new'):
+    for seed in range(2 if folder == 'new' else 1):
+      write_run(tmp_path / folder / f'run{seed}', [1, 2], config=dict(
+          task='t', script='dreamer.py', seed=seed))
+  reading.load([tmp_path])
+  warning, = capsys.readouterr().err.splitlines()
+  assert 'seed 0 of dreamer on t' in warning and '--group-by path' in warning
+  assert f'{tmp_path}/new/run0 and {tmp_path}/old/run0' in warning
+  reading.load([tmp_path / 'new'])
+  assert not capsys.readouterr().err
+
+
+def test_directories_tell_changes_of_the_code_apart(tmp_path, capsys):
+  for change in ('before', 'after'):
+    for seed in range(2):
+      write_run(
+          tmp_path / change / 'dmc_cup_catch' / 'x' / str(seed), [1, 2],
+          config=dict(task='dmc_cup_catch', script='dreamer.py', seed=seed))
+  for indirs in ([tmp_path], [tmp_path / 'before', tmp_path / 'after']):
+    curves = reading.load(indirs, group_by='path')
+    assert sorted((curve.method, curve.seed) for curve in curves) == [
+        ('after/x', '0'), ('after/x', '1'), ('before/x', '0'),
+        ('before/x', '1')]
+    assert {curve.task for curve in curves} == {'dmc_cup_catch'}
+  assert not capsys.readouterr().err
+  write_run(
+      tmp_path / 'after' / 'dmc_cup_catch' / 'x' / '2', [1, 2], config=dict(
+          task='dmc_cup_catch', script='dreamer.py', seed=2, horizon=3))
+  reading.load([tmp_path], group_by='path')
+  assert 'after/x on dmc_cup_catch differ in horizon' in (
+      capsys.readouterr().err)
+
+
+def test_a_flag_that_an_older_run_lacks_has_its_default(tmp_path):
+  for seed, flags in enumerate((dict(horizon=15, freeze=''), dict(), dict(
+      horizon=10))):
+    write_run(tmp_path / str(seed), [1, 2], config=dict(
+        task='t', script='dreamer.py', seed=seed, **flags))
+  curves = reading.load([tmp_path])
+  assert [curve.method for curve in curves] == [
+      'dreamer horizon=15', 'dreamer horizon=15', 'dreamer horizon=10']
+  assert [curve.label for curve in curves] == [
+      'dreamer', 'dreamer', 'dreamer, horizon=10']
+
+
+def test_labels_name_as_few_flags_as_tell_methods_apart(tmp_path):
+  small = dict(cnn_depth=16, deter_size=128, num_units=128, preset='cpu')
+  long = '^(' + '|'.join(f'dynamics/layer{i}' for i in range(30)) + ')/'
+  for name, flags in (
+      ('a', {}), ('b', small), ('c', dict(freeze=long)),
+      ('d', dict(freeze=long + 'kernel'))):
+    write_run(tmp_path / name, [1, 2], config=dict(
+        task='t', script='dreamer.py', preset=flags.pop('preset', 'paper'),
+        **flags))
+  a, b, c, d = (curve.label for curve in reading.load([tmp_path]))
+  assert a == 'dreamer'
+  assert b == 'dreamer, preset=cpu,\N{NO-BREAK SPACE}…'
+  assert len({a, b, c, d}) == 4
+  for label in (c, d):
+    assert label.startswith('dreamer, freeze=^(dynamics/') and len(label) < 60
+
+
 def test_damaged_files(tmp_path, capsys):
   folder = write_run(
       tmp_path / 't' / 'm' / '0', [1.0, np.nan, 3.0, None, np.inf, 10 ** 400])
@@ -399,6 +514,69 @@ def test_transfer_measures(transfer_runs):
   assert 16 <= low and high <= 24
 
 
+def test_the_study_has_the_baseline_that_its_words_name():
+  """Healthy scratch runs of results/runs, not those broken on purpose."""
+  flags = '--transfer-report', '--merge', 'source|encoder|meta.'
+  _, rows_of = make(ROOT / 'results' / 'runs', *flags)
+  rows = {
+      row['method']: row for row in rows_of['transfer'][0]
+      if row['task'] == 'InvertedPendulumBulletEnv-v0'}
+  modular, = (
+      row for method, row in rows.items() if method.startswith('FTL ω=0 copy=.*'))
+  assert f'{modular["area_ratio"][0]:.2f}' == '1.89'
+  assert {row['scratch_runs'] for row in rows.values()} == {3}
+  _, rows_of = make(
+      ROOT / 'results' / 'runs', *flags, '--baseline', 'freeze=.dyn')
+  modular, = (
+      row for row in rows_of['transfer'][0]
+      if row['method'].startswith('FTL ω=0 copy=.*')
+      and row['task'].startswith('InvertedP'))
+  assert modular['area_ratio'][0] > 5
+
+
+def test_several_baselines_are_an_error_that_lists_them(
+    transfer_runs, capsys):
+  write_run(transfer_runs / 'd', STEPS / 1e4, config=dict(
+      task='Hop', script='dreamer.py', seed=0))
+  with pytest.raises(
+      terminal.UserError, match="'dreamer' or 'scratch': .*--baseline"):
+    make(transfer_runs, '--transfer-report')
+  rows = make(
+      transfer_runs, '--transfer-report', '--baseline', 'dreamer'
+      )[1]['transfer'][0]
+  assert {row['scratch_runs'] for row in rows} == {1}
+  assert "compared with 'dreamer': FTL ω=0, FTL ω=0.2" in (
+      capsys.readouterr().out)
+  rows = make(
+      transfer_runs, '--transfer-report', '--baseline', 'FTL ω=0'
+      )[1]['transfer'][0]
+  assert [row['method'] for row in rows] == ['FTL ω=0.2', 'FTL ω=0.5']
+  for wrong, words in (('r', 'fits .* and '), ('none', 'there is dreamer')):
+    with pytest.raises(terminal.UserError, match=words):
+      make(transfer_runs, '--transfer-report', '--baseline', wrong)
+
+
+def test_each_method_has_the_baseline_with_its_own_flags(tmp_path, capsys):
+  for size, gain in ((8, 10), (50, 30)):
+    for seed in range(2):
+      write_run(
+          tmp_path / f's{size}-{seed}', STEPS / 1e4, config=ftl(
+              'Hop', seed, transfer=False, batch_size=size))
+      write_run(
+          tmp_path / f't{size}-{seed}', STEPS / 1e4 + gain, config=sourced(
+              'Hop', seed, 'x', batch_size=size, freeze='^encoder'))
+  write_run(tmp_path / 'other', STEPS, config=sourced(
+      'Hop', 0, 'x', batch_size=3))
+  rows = make(tmp_path, '--transfer-report')[1]['transfer'][0]
+  assert [(row['method'], row['baseline']) for row in rows] == [
+      (f'FTL ω=0.2 batch_size={size} freeze=^encoder',
+       f'scratch batch_size={size}') for size in (8, 50)]
+  assert [row['jump_start'][0] for row in rows] == pytest.approx([10, 30])
+  assert re.search(
+      'batch_size=3 .*is not in the transfer report.*in batch_size',
+      capsys.readouterr().err)
+
+
 def test_threshold_never_reached_counts_all_steps(transfer_runs):
   _, tables = make(transfer_runs, '--transfer-report', '--threshold', '107')
   row = {row['method']: row for row in tables['transfer'][0]}['FTL ω=0']
@@ -559,6 +737,22 @@ def test_one_evaluation_of_one_run_is_seen(tmp_path):
   assert line.get_marker() == 'o'
 
 
+def test_a_dot_is_announced(tmp_path, capsys):
+  for seed in range(2):
+    write_run(
+        tmp_path / 't' / 'short' / str(seed), [1.0 + seed, 2], [1e4, 2e4])
+    write_run(tmp_path / 't' / 'long' / str(seed), STEPS)
+  axes, = make(tmp_path)[0]['curves'].axes
+  dot, = [line for line in axes.lines if len(line.get_xdata()) == 1]
+  assert dot.get_marker() == 'o' and dot.get_markersize() >= 5
+  # Its interval stands on it as a line: a band would have no width.
+  assert [1.5, 2.0] in [
+      segment[:, 1].tolist() for band in axes.collections
+      if hasattr(band, 'get_segments') for segment in band.get_segments()]
+  warning, = capsys.readouterr().err.splitlines()
+  assert 'bins of 100K steps leave of short on t' in warning
+
+
 def test_step_texts():
   assert [tables.si(x) for x in (0, 500, 1e3, 25e4, 1e6, 1.5e6, 2e9, 0.2)] == [
       '0', '500', '1K', '250K', '1M', '1.5M', '2B', '0.2']
@@ -607,7 +801,8 @@ def test_chosen_baselines(two_tasks, tmp_path, capsys):
   assert texts == ['dreamer', 'planet', 'PlaNet (1M)', 'D4PG (100M)']
   write_run(tmp_path / 'bullet' / 'HopperBulletEnv-v0' / 'm' / '0', [1, 2])
   make(tmp_path / 'bullet', '--baselines')
-  assert 'no published score' in capsys.readouterr().err
+  assert 'no published score for HopperBulletEnv-v0' in (
+      capsys.readouterr().err)
 
 
 # Size
@@ -636,6 +831,84 @@ def test_a_long_legend_is_cut(tmp_path):
   texts = [text.get_text() for text in figure.legends[0].get_texts()]
   assert len(texts) == 61
   assert (texts[10], texts[-1]) == ('run10', 'and 40 more')
+
+
+def test_three_hundred_tasks_in_thirty_seconds(tmp_path):
+  for index in range(300):
+    write_run(tmp_path / f'task{index}' / 'm' / '0', STEPS[::5], STEPS[::5])
+  start = time.process_time()
+  plotting.main(['--indir', str(tmp_path), '--outdir', str(tmp_path / 'out')])
+  assert time.process_time() - start < 30
+
+
+def texts_of(figure):
+  figure.canvas.draw()
+  texts = []
+  for axes in figure.axes:
+    texts += [axes.title, axes.xaxis.label, axes.yaxis.label]
+    for axis, place in ((axes.xaxis, 0), (axes.yaxis, 1)):
+      low, high = sorted(axis.get_view_interval())
+      # Ticks outside of the limits are not drawn.
+      texts += [
+          text for text in axis.get_ticklabels()
+          if low <= text.get_position()[place] <= high]
+  for legend in figure.legends:
+    texts += legend.get_texts()
+  return [text for text in texts if text.get_text()]
+
+
+def long_names(folder):
+  task = 'InvertedDoublePendulumBulletEnv-v0'
+  for seed in range(2):
+    for name, flags in (
+        ('a', {}), ('b', dict(freeze='^(encoder|decoder)/(h1|h2|h3|h4)/')),
+        ('c', dict(freeze='x' * 90, cnn_act='elu', horizon=30))):
+      write_run(folder / f'{name}{seed}', STEPS, config=ftl(
+          task, seed, transfer=False, **flags))
+    write_run(folder / f't{seed}', 2 * STEPS, config=sourced(task, seed, 'x'))
+
+
+@pytest.mark.parametrize('many', [False, True])
+def test_texts_stand_inside_the_figure_and_apart(tmp_path, many):
+  long_names(tmp_path / 'in')
+  if many:
+    for task in ('A + B + C + D + E + F + G + H + I + J + K + L', 'z', 'y'):
+      write_run(tmp_path / 'in' / task / 'm' / '0', -1e6 * STEPS)
+  figures, _ = make(tmp_path / 'in', '--transfer-report')
+  for figure in figures.values():
+    FigureCanvasAgg(figure)
+    boxes = [text.get_window_extent() for text in texts_of(figure)]
+    for box in boxes:
+      assert figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1 + 1
+      assert figure.bbox.y0 <= box.y0 and box.y1 <= figure.bbox.y1 + 1
+    for index, box in enumerate(boxes):
+      for other in boxes[:index]:
+        assert not box.padded(-1).overlaps(other.padded(-1))
+
+
+def test_ticks_of_factors_stand_apart(tmp_path):
+  for seed in range(2):
+    write_run(tmp_path / f's{seed}', STEPS, config=ftl(
+        'Hop', seed, transfer=False))
+    for factor in (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 1.0):
+      write_run(tmp_path / f'{factor}{seed}', STEPS, config=ftl(
+          'Hop', seed, transfer=True, transfer_factor=factor))
+    for copy in ('^encoder', '^decoder'):
+      write_run(tmp_path / f'{copy[1:]}{seed}', STEPS, config=ftl(
+          'Hop', seed, transfer=True, transfer_factor=0.0, copy=copy))
+  figure = make(tmp_path, '--transfer-report')[0]['omega']
+  FigureCanvasAgg(figure)
+  for axes in figure.axes:
+    ticks = *axes.get_xticks(), *axes.get_xticks(minor=True)
+    assert sorted(ticks) == [0, 0.1, 0.2, 0.3, 0.4, 0.5, 1]
+    marks = [line for line in axes.lines if line.get_marker() == 'o']
+    assert len({line.get_color() for line in marks}) == 3
+    assert sorted(len(line.get_xdata()) for line in marks) == [1, 1, 7]
+  boxes = [
+      text.get_window_extent() for text in texts_of(figure)
+      if text in figure.axes[0].get_xticklabels()]
+  for left, right in zip(boxes, boxes[1:]):
+    assert left.x1 + 2 < right.x0
 
 
 @pytest.mark.slow
