@@ -1,20 +1,198 @@
-"""Turns one documented table of defaults into flags, checks and records."""
+"""Flags of a command: defaults with meanings, types and ranges.
 
+argparse splits the command line and lays out `--help`; types, ranges, presets
+and near names are added here.
+"""
+
+import argparse
+import dataclasses
 import difflib
-import json
+import math
 import pathlib
+import re
+import shlex
+import sys
 import textwrap
 
 from common import terminal
 
 _TRUE, _FALSE = ('true', 'yes', '1'), ('false', 'no', '0')
+_KINDS = {bool: 'True or False', int: 'a whole number', float: 'a number'}
+_MOST = 2 ** 53  # Whole numbers up to here are exact as float64 too.
+
+
+def check(define_config, usage):
+  """Answers `--help` and bad flags of this program, and ends it then.
+
+  Scripts call this before they import TensorFlow, which takes seconds.
+  """
+  def main(argv):
+    define_config().command(argv, usage)
+
+  status = terminal.attempt(main)
+  if status:
+    sys.exit(status)
+
+
+@dataclasses.dataclass
+class Flag:
+  """One flag; see `Config.define`."""
+
+  name: str
+  default: object
+  meaning: str
+  choices: list = None
+  low: float = None
+  high: float = None
+  positive: bool = False
+  regex: bool = False
+  path: bool = False
+  type: type = None
+  nargs: object = None
+  metavar: str = None
+  required: bool = False
+  fixed: bool = True
+  method: bool = True
+
+  def __post_init__(self):
+    if isinstance(self.default, dict):
+      self.type, self.nargs = str, '+'
+    elif self.type is None:
+      several = isinstance(self.default, (list, tuple))
+      self.type = type(self.default[0] if several else self.default)
+    if issubclass(self.type, pathlib.Path):
+      self.type = pathlib.Path  # The default's own type is the system's.
+
+  @property
+  def several(self):
+    """Whether the value is a list or, of pairs, a dict."""
+    return self.nargs not in (None, '?')
+
+  def read(self, words):
+    """The value that a word, or a list of them, stands for."""
+    # argparse takes words like -1e3 for flags; a blank in front tells them.
+    if not self.several:
+      return self.check(self._read(_bare(words)))
+    words = [_bare(word) for word in words]
+    if not isinstance(self.default, dict):
+      return self.check([self._read(word) for word in words])
+    if len(words) % 2:
+      raise terminal.UserError(
+          f"--{self.name} takes pairs: '{words[-1]}' stands alone.")
+    return self.check(dict(zip(words[::2], words[1::2])))
+
+  def _read(self, text):
+    try:
+      if self.type is bool:
+        return {
+            **dict.fromkeys(_TRUE, True), **dict.fromkeys(_FALSE, False)
+        }[text.lower()]
+      if self.type is int:
+        return int(text) if text.lstrip('+-').isdigit() else whole(float(text))
+      return self.type(text)
+    except (KeyError, ValueError):
+      raise terminal.UserError(
+          f"--{self.name} takes {_KINDS[self.type]}, not '{text}'.") from None
+
+  def check(self, value):
+    """The value, of the flag's type; what is not allowed raises `UserError`."""
+    if value is None and self.default is None:
+      return None
+    if isinstance(self.default, dict) and isinstance(value, dict):
+      return dict(value)
+    if self.several and isinstance(value, (list, tuple)):
+      return [self._check(part) for part in value]
+    return self._check(value)
+
+  def _check(self, value):
+    if self.type is pathlib.Path and isinstance(value, (str, pathlib.Path)):
+      value = self._checked_path(pathlib.Path(value))
+    elif self.type is float and type(value) is int:
+      value = float(value)
+    elif self.type is int and type(value) is float and value.is_integer():
+      value = int(value)
+    elif self.type is str and self.choices and type(value) is int:
+      value = str(value)  # As in `config.precision = 16`.
+    if not isinstance(value, self.type) or (
+        isinstance(value, bool) and self.type is not bool):
+      example = self.type.__name__ if self.default is None else self.default
+      raise terminal.UserError(
+          f'--{self.name} takes a value like {example!r}, not {value!r}.')
+    if self.choices and value not in self.choices:
+      near = difflib.get_close_matches(value, self.choices, 1)
+      raise terminal.UserError(
+          f"--{self.name} takes one of {', '.join(map(_show, self.choices))}; "
+          f'not {value}.' + f' Did you mean {"".join(near)}?' * len(near))
+    if self.path and value.startswith('~'):
+      value = str(self._checked_path(pathlib.Path(value)))
+    if self.regex:
+      self._check_pattern(value)
+    if self.type in (int, float):
+      self._check_range(value)
+    return value
+
+  def _check_range(self, value):
+    if not math.isfinite(value):
+      raise terminal.UserError(
+          f'--{self.name} takes a finite number, not {value}.')
+    high = _MOST if self.type is int and self.high is None else self.high
+    if self.positive and value <= 0:
+      raise terminal.UserError(
+          f'--{self.name} must be more than 0, not {_show(value)}.')
+    if self.low is not None and value < self.low:
+      raise terminal.UserError(
+          f'--{self.name} must be at least {_show(self.low)}, not '
+          f'{_show(value)}.')
+    if high is not None and value > high:
+      raise terminal.UserError(
+          f'--{self.name} must be at most {_show(high)}, not {_show(value)}.')
+
+  def _check_pattern(self, value):
+    try:
+      re.compile(value)
+    except re.error as error:
+      raise terminal.UserError(
+          f"--{self.name} '{value}' is not a regular expression: {error}."
+      ) from None
+
+  def _checked_path(self, path):
+    """The path with ~ expanded and names that a file system takes."""
+    try:
+      path = path.expanduser()
+    except RuntimeError:
+      raise terminal.UserError(
+          f'--{self.name} {path}: there is no such user; write the whole '
+          'path.') from None
+    for part in path.parts:
+      if len(part.encode(errors='surrogateescape')) > 255:
+        raise terminal.UserError(
+            f"--{self.name}: the name '{part[:20]}…' has {len(part)} "
+            'characters, and file systems take 255 bytes: shorten it.')
+    return path
+
+  def help(self):
+    """Keyword arguments of `argparse.ArgumentParser.add_argument`."""
+    text = self.meaning
+    if self.choices:
+      text += f" One of: {', '.join(map(_show, self.choices))}."
+    if self.metavar:
+      metavar = self.metavar
+      if self.default not in (None, [], {}):
+        text += f' Default: {_show(self.default)}.'
+    elif isinstance(self.nargs, int):
+      metavar = tuple(map(_show, self.default))
+    else:
+      metavar = _show(self.default)
+    return dict(
+        help=text.replace('%', '%%'), metavar=metavar, nargs=self.nargs,
+        const='True' if self.nargs == '?' else None)
 
 
 class Config:
-  """Named values with a default, a meaning and a range each.
+  """The flags of a command and their values.
 
   Values are read and set as attributes; a name that was never defined is an
-  error that shows the near ones.
+  error that shows near ones.
   """
 
   def __init__(self):
@@ -25,25 +203,30 @@ class Config:
     """Groups the flags that follow, for `--help`."""
     self._headings[len(self._flags)] = text
 
-  def define(
-      self, name, default, meaning, choices=None, low=None, high=None,
-      positive=False, fixed=True, method=True):
+  def define(self, name, default, meaning, choices=None, **options):
     """Adds a flag, or replaces the one of that name.
 
     Args:
       name: of the flag, without dashes.
-      default: value, whose type is that of the flag.
+      default: value, whose type is that of the flag. A list takes several
+        values, a dict takes pairs.
       meaning: sentences for `--help`.
       choices: list of the values that are allowed.
-      low: smallest number that is allowed.
-      high: largest number that is allowed.
-      positive: whether a number must be greater than 0.
-      fixed: whether a run must keep the value when it is continued.
-      method: whether runs with other values are another method in plots.
+      **options: any of
+        low, high: smallest and largest number that are allowed;
+        positive: whether a number must be greater than 0;
+        regex: whether a string must be a regular expression;
+        path: whether a leading ~ in a string is the home directory;
+        type: of the value or of its parts, where the default does not tell;
+        nargs: of argparse: a number of values, '+', '*', or '?' for a flag
+          that stands for True without a value;
+        metavar: word for the value in `--help`, else the default;
+        required: whether the flag must be given;
+        fixed: whether a run must keep the value when it is continued (True);
+        method: whether runs with other values are another method in plots
+          (True).
     """
-    self._flags[name] = dict(
-        default=default, meaning=meaning, choices=choices, low=low, high=high,
-        positive=positive, fixed=fixed, method=method)
+    self._flags[name] = Flag(name, default, meaning, choices, **options)
     self._values[name] = default
 
   def preset(self, name, **values):
@@ -51,6 +234,13 @@ class Config:
     for key in values:
       self._known(key)
     self._presets[name] = values
+
+  def preset_name(self, name):
+    """Puts the values of the preset called `name` in place."""
+    self._values['preset'] = self._flags['preset'].check(name)
+    self.update(self._presets[name])
+
+  # Values
 
   def __getattr__(self, name):
     if name.startswith('_'):
@@ -60,13 +250,10 @@ class Config:
 
   def __setattr__(self, name, value):
     self._known(name)
-    self._values[name] = self._checked(name, value)
+    self._values[name] = self._flags[name].check(value)
 
   def __contains__(self, name):
     return name in self._values
-
-  def __eq__(self, other):
-    return isinstance(other, Config) and self.plain() == other.plain()
 
   def update(self, values):
     """Sets several values, from a saved configuration for example."""
@@ -75,51 +262,23 @@ class Config:
 
   def plain(self):
     """All values as a dict that JSON and pickle can hold."""
-    return {
-        name: str(value) if isinstance(value, pathlib.Path) else value
-        for name, value in self._values.items()}
+    return {name: _plain(value) for name, value in self._values.items()}
 
   def changed(self):
     """The values that differ from the defaults."""
     return {
         name: value for name, value in self.plain().items()
-        if value != _plain(self._flags[name]['default'])}
+        if value != self.default(name)}
 
-  def differences(self, saved):
-    """`{name: (saved, ours)}` where a saved configuration disagrees.
+  def words(self):
+    """Flags for a shell that give these values, without those at defaults."""
+    preset = self._presets.get(self._values.get('preset'), {})
+    return shlex.join(
+        word for name, value in self.plain().items()
+        if value != preset.get(name, self.default(name))
+        for word in _words(name, value))
 
-    Flags that only one side knows are compared with our default.
-    """
-    ours = self.plain()
-    result = {}
-    for name, value in ours.items():
-      other = saved.get(name, _plain(self._flags[name]['default']))
-      if other != value:
-        result[name] = (other, value)
-    return result
-
-  def parse(self, argv):
-    """Reads `--name value` pairs; flags win over the preset they stand by."""
-    given = {}
-    words = list(argv)
-    while words:
-      word = words.pop(0)
-      if not word.startswith('--'):
-        raise terminal.UserError(
-            f"'{word}' is not a flag: write flags as --name value.")
-      name, joined, value = word[2:].partition('=')
-      self._known(name, terminal.UserError, '--')
-      if not joined:
-        if not words or words[0].startswith('--'):
-          raise terminal.UserError(f'--{name} needs a value.')
-        value = words.pop(0)
-      given[name] = value
-    if self._presets and 'preset' in given:
-      self.preset_name(given.pop('preset'))
-    for name, text in given.items():
-      setattr(self, name, self._from_text(name, text))
-    self._given.update(given)
-    return self
+  # What a flag means to the rest of the program
 
   def given(self, name):
     """Whether a flag was given by name, not by default or by a preset."""
@@ -129,17 +288,19 @@ class Config:
   def default(self, name):
     """The default of a flag, as `plain` gives values."""
     self._known(name)
-    return _plain(self._flags[name]['default'])
+    return _plain(self._flags[name].default)
 
   def fixed(self, name):
     """Whether a run must keep the value of a flag when it is continued."""
     self._known(name)
-    return self._flags[name]['fixed']
+    return self._flags[name].fixed
 
   def method(self, name):
     """Whether runs with other values of a flag are another method in plots."""
     self._known(name)
-    return self._flags[name]['method']
+    return self._flags[name].method
+
+  # The command line
 
   def command(self, argv, usage):
     """Reads the flags of a program; `--help` prints the manual and ends it."""
@@ -148,38 +309,49 @@ class Config:
       raise SystemExit
     return self.parse(argv)
 
-  def preset_name(self, name):
-    """Puts the values of the preset called `name` in place."""
-    self._values['preset'] = self._checked('preset', name)
-    self.update(self._presets[name])
+  def parse(self, argv):
+    """Reads `--name value` pairs; flags win over a preset given with them."""
+    found, rest = self._parser().parse_known_args(list(map(_guarded, argv)))
+    if rest:
+      self._complain(_bare(rest[0]))
+    given = vars(found)
+    if 'preset' in given:
+      self.preset_name(given['preset'])
+    for name, words in given.items():
+      self._values[name] = self._flags[name].read(words)
+    for flag in self._flags.values():
+      if flag.required and flag.name not in given:
+        raise terminal.UserError(f'--{flag.name} is missing; see --help.')
+    self._given.update(given)
+    return self
 
   def help(self, usage):
-    """The manual: every flag, its default and what it does."""
-    lines = [usage.strip(), '']
-    for index, (name, flag) in enumerate(self._flags.items()):
-      if index in self._headings:
-        lines += ['', self._headings[index]]
-      head = f'  --{name} {_show(flag["default"])}'
-      meaning = flag['meaning']
-      if flag['choices']:
-        meaning += f" One of: {', '.join(map(_show, flag['choices']))}."
-      lines.append(head)
-      lines += textwrap.wrap(
-          meaning, 78, initial_indent=' ' * 6, subsequent_indent=' ' * 6)
+    """The manual: every flag, its default and its meaning, and the presets."""
+    return self._parser(usage).format_help().strip()
+
+  def _parser(self, usage=''):
+    presets = []
     for name, values in self._presets.items():
       words = ' '.join(f'--{k} {_show(v)}' for k, v in values.items())
-      lines += ['', f'--preset {name}']
-      lines += textwrap.wrap(
-          words or 'the defaults above', 78, initial_indent=' ' * 6,
-          subsequent_indent=' ' * 6, break_on_hyphens=False)
-    return '\n'.join(lines)
+      presets += [f'--preset {name}', *textwrap.wrap(
+          words or 'the defaults above', 80, initial_indent=' ' * 6,
+          subsequent_indent=' ' * 6, break_on_hyphens=False)]
+    parser = _Parser(
+        usage=argparse.SUPPRESS, description=usage.strip(),
+        epilog='\n'.join(presets), allow_abbrev=False, add_help=False,
+        argument_default=argparse.SUPPRESS, formatter_class=_Layout)
+    group = parser
+    for index, flag in enumerate(self._flags.values()):
+      if index in self._headings or not index:
+        group = parser.add_argument_group(self._headings.get(index, 'Flags'))
+      group.add_argument(f'--{flag.name}', **flag.help())
+    return parser
 
-  def save(self, path):
-    """Writes all values as JSON, whole or not at all."""
-    path = pathlib.Path(path)
-    temporary = path.with_name(f'.{path.name}.tmp')
-    temporary.write_text(json.dumps(self.plain(), indent=2) + '\n')
-    temporary.replace(path)
+  def _complain(self, word):
+    if not word.startswith('--'):
+      raise terminal.UserError(
+          f"'{word}' is not a flag: write flags as --name value.")
+    self._known(word[2:].partition('=')[0], terminal.UserError, '--')
 
   def _known(self, name, error=AttributeError, dashes=''):
     if name in self._flags:
@@ -189,64 +361,63 @@ class Config:
     hint = f'Did you mean {hint}?' if near else 'See --help.'
     raise error(f'unknown flag {dashes}{name}. {hint}')
 
-  def _from_text(self, name, text):
-    default = self._flags[name]['default']
-    try:
-      if isinstance(default, bool):
-        if text.lower() not in _TRUE + _FALSE:
-          raise ValueError
-        return text.lower() in _TRUE
-      if isinstance(default, int):
-        number = float(text)
-        if number != int(number):
-          raise ValueError
-        return int(number)
-      return type(default)(text)
-    except (ValueError, OverflowError):
-      kind = {bool: 'True or False', int: 'a whole number'}.get(
-          type(default), 'a number')
-      raise terminal.UserError(
-          f"--{name} takes {kind}, not '{text}'.") from None
 
-  def _checked(self, name, value):
-    flag = self._flags[name]
-    default = flag['default']
-    if isinstance(default, pathlib.Path):
-      value = pathlib.Path(value)
-    elif isinstance(default, float) and type(value) is int:
-      value = float(value)
-    elif isinstance(default, str) and flag['choices'] and (
-        type(value) is int):
-      value = str(value)  # As in `config.precision = 16`.
-    elif isinstance(default, int) and type(value) is float:
-      value = int(value) if value.is_integer() else value
-    if type(value) is not type(default) and not isinstance(
-        default, pathlib.Path):
-      raise terminal.UserError(
-          f'--{name} takes a value like {default!r}, not {value!r}.')
-    if flag['choices'] and value not in flag['choices']:
-      near = difflib.get_close_matches(str(value), flag['choices'], 3)
-      words = ', '.join(map(_show, flag['choices']))
-      raise terminal.UserError(
-          f'--{name} takes one of {words}; not {value}.' + (
-              f' Did you mean {near[0]}?' if near else ''))
-    if isinstance(value, float) and value != value:
-      raise terminal.UserError(f'--{name} takes a number, not nan.')
-    low, high = flag['low'], flag['high']
-    if low is not None and value < low:
-      raise terminal.UserError(
-          f'--{name} must be at least {low}, not {value}.')
-    if high is not None and value > high:
-      raise terminal.UserError(
-          f'--{name} must be at most {high}, not {value}.')
-    if flag['positive'] and value <= 0:
-      raise terminal.UserError(f'--{name} must be more than 0, not {value}.')
-    return value
+class _Parser(argparse.ArgumentParser):
+
+  def error(self, message):
+    missing = re.match(r'argument (--\w+): expected (\d+)?', message)
+    if missing:
+      name, count = missing.groups()
+      message = f'{name} needs ' + (f'{count} values' if count else 'a value')
+    raise terminal.UserError(f'{message}.')
+
+
+class _Layout(argparse.RawDescriptionHelpFormatter):
+  """A line for a flag and its default; its meaning stands below."""
+
+  def __init__(self, prog):
+    super().__init__(prog, max_help_position=6, width=80)
+
+  def _split_lines(self, text, width):
+    return textwrap.wrap(text, width, break_on_hyphens=False)
+
+
+def whole(number):
+  """A float as the int that it is."""
+  if not number.is_integer():  # inf and nan are none.
+    raise ValueError
+  return int(number)
+
+
+def _guarded(word):
+  """A word of the command line so that argparse sees what is a flag."""
+  if word.startswith('--'):  # --batch-size is --batch_size.
+    name, joined, value = word[2:].partition('=')
+    return f'--{name.replace("-", "_")}{joined}{value}'
+  return f' {word}' if word.startswith('-') else word
+
+
+def _bare(word):
+  return word[1:] if word.startswith(' -') else word
 
 
 def _plain(value):
+  if isinstance(value, (list, tuple)):
+    return list(map(_plain, value))
   return str(value) if isinstance(value, pathlib.Path) else value
 
 
+def _words(name, value):
+  """Words that give a flag a value on the command line."""
+  if isinstance(value, dict):
+    value = [part for pair in value.items() for part in pair]
+  if isinstance(value, list):
+    return [f'--{name}', *map(str, value)]
+  joined = str(value).startswith('--')
+  return [f'--{name}={value}'] if joined else [f'--{name}', str(value)]
+
+
 def _show(value):
+  if isinstance(value, (list, tuple)):
+    return ' '.join(map(_show, value))
   return f'{value:g}' if isinstance(value, float) else str(value) or "''"

@@ -1,9 +1,12 @@
-"""What users see at the shell: one-line errors, one live line, no noise."""
+"""Shows users one-line errors, one live line of progress, and no noise."""
 
 import contextlib
+import functools
+import io
 import os
 import sys
 import tempfile
+import threading
 import time
 
 
@@ -12,47 +15,84 @@ class UserError(Exception):
 
 
 def run(main, argv=None):
-  """Calls `main(argv)` and ends the program; a `UserError` becomes one line.
+  """Ends the program with the exit status of `attempt(main, argv)`."""
+  sys.exit(attempt(main, argv))
 
-  Exit status: what `main` returns, 0 for None, and 2 after a `UserError`.
+
+def attempt(main, argv=None):
+  """Calls `main(argv)`; a `UserError` becomes one line.
+
+  Returns:
+    Exit status: what `main` returns, 0 for None, and 2 after a `UserError`.
   """
+  for stream in (sys.stdout, sys.stderr):
+    if isinstance(stream, io.TextIOWrapper):
+      stream.reconfigure(errors='replace')  # An ASCII terminal shows "?".
   try:
-    status = main(sys.argv[1:] if argv is None else argv)
+    return main(sys.argv[1:] if argv is None else argv) or 0
   except UserError as error:
-    _live.clear()
-    print(f'error: {error}', file=sys.stderr, flush=True)
-    status = 2
+    _drop_bar()
+    _print(f'error: {error}', sys.stderr)
+    return 2
   except KeyboardInterrupt:
-    _live.clear()
-    status = 130
-  except BrokenPipeError:
-    # Whoever read the output has gone (`| head`): nothing more to say.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    status = 1
-  sys.exit(status or 0)
+    _drop_bar()
+    return 130
+  except BrokenPipeError:  # The reader of the output ended (`| head`).
+    _discard(sys.stdout)
+    return 1
 
 
 def say(message=''):
   """Prints a line above the live line."""
-  _live.clear()
-  print(message, flush=True)
+  with _above_bar():
+    _print(message, sys.stdout)
 
 
 def warn(message):
   """Prints one line on stderr above the live line."""
-  _live.clear()
-  print(f'warning: {message}', file=sys.stderr, flush=True)
+  with _above_bar():
+    _print(f'warning: {message}', sys.stderr)
+
+
+def _print(text, stream):
+  """Prints a line; a terminal or a disk that is gone does not end a run."""
+  try:
+    print(text, file=stream, flush=True)
+  except OSError:
+    _discard(stream)
+
+
+def _discard(stream):
+  """Sends this and all later output of a stream nowhere."""
+  with contextlib.suppress(OSError), open(os.devnull, 'w') as nowhere:
+    os.dup2(nowhere.fileno(), stream.fileno())
+
+
+def _open_streams():
+  """Opens standard streams that were closed by the shell (`>&-`).
+
+  Otherwise the next file that is opened would be standard output.
+  """
+  for number, name in enumerate(('stdin', 'stdout', 'stderr')):
+    try:
+      os.fstat(number)
+    except OSError:
+      os.open(os.devnull, os.O_RDWR)  # Takes the lowest number that is free.
+      os.set_inheritable(number, True)
+      setattr(sys, name, open(number, 'w' if number else 'r'))
+
+
+_open_streams()
 
 
 @contextlib.contextmanager
 def silence():
   """Keeps what libraries print to file descriptors 1 and 2 from the user.
 
-  Libraries in C++ write there directly. What they wrote is shown after all if
-  the body raises.
+  Libraries in C++ write there directly. Their output is shown after all if the
+  body raises.
   """
-  sys.stdout.flush()
-  sys.stderr.flush()
+  _flush()
   saved = [os.dup(1), os.dup(2)]
   with tempfile.TemporaryFile() as hidden:
     os.dup2(hidden.fileno(), 1)
@@ -60,66 +100,56 @@ def silence():
     try:
       yield
     except BaseException as error:
-      sys.stdout.flush()
-      sys.stderr.flush()
+      _flush()
       if not isinstance(error, UserError):
         hidden.seek(0)
-        os.write(saved[1], hidden.read())
+        with contextlib.suppress(OSError):
+          os.write(saved[1], hidden.read())
       raise
     finally:
-      sys.stdout.flush()
-      sys.stderr.flush()
+      _flush()
       for number, copy in enumerate(saved, start=1):
         os.dup2(copy, number)
         os.close(copy)
 
 
-class _LiveLine:
-  """The last line of a terminal, rewritten in place."""
-
-  def __init__(self):
-    self._width = 0
-
-  def write(self, text):
-    columns = os.get_terminal_size().columns
-    text = text[:columns - 1]
-    sys.stdout.write('\r' + text.ljust(min(self._width, columns - 1)))
-    sys.stdout.flush()
-    self._width = len(text)
-
-  def clear(self):
-    if self._width:
-      sys.stdout.write('\r' + ' ' * self._width + '\r')
-      sys.stdout.flush()
-      self._width = 0
-
-  def keep(self):
-    if self._width:
-      sys.stdout.write('\n')
-      sys.stdout.flush()
-      self._width = 0
+def _flush():
+  for stream in (sys.stdout, sys.stderr):
+    try:
+      stream.flush()
+    except OSError:
+      _discard(stream)
 
 
-_live = _LiveLine()
+# Progress
+
+# Fields of tqdm.format_meter.
+_TEXT = (
+    '{n:,.0f}/{total:,.0f} steps, {rate_noinv_fmt}, {remaining} left{postfix}')
+_bar = None  # The live line, while there is one.
 
 
 class Status:
   """Progress of one phase: step, rate, time left, the last returns.
 
-  A line that is rewritten on a terminal; in a file, a plain line every
-  `interval` seconds and one at the end; `quiet` shows nothing.
+  tqdm draws a line that is rewritten in a terminal or notebook. In a file its
+  carriage returns would make one endless line, so there the same text is a
+  line of its own every `interval` seconds, and one at the end. `quiet` shows
+  nothing.
   """
 
   def __init__(self, phase, start, total, interval=30.0, quiet=False):
     self._phase = phase
     self._start = self._step = start
     self._total = total
-    self._tty = sys.stdout.isatty()
-    self._interval = 0.2 if self._tty else interval
+    self._interval = interval
     self._began = self._shown = time.monotonic()
     self._note = ''
     self._unshown = True
     self._quiet = quiet
+    self._bar = None
+    if not quiet and (sys.stdout.isatty() or 'ipykernel' in sys.modules):
+      self._bar = self._make_bar()
 
   def update(self, step, note=None):
     """Moves to `step`; `note` stays until it is replaced."""
@@ -127,37 +157,78 @@ class Status:
     self._unshown = True
     if note is not None:
       self._note = note
-    if time.monotonic() - self._shown >= self._interval:
+    if self._bar:
+      self._move_bar()
+      self._bar.update(0)
+    elif time.monotonic() - self._shown >= self._interval:
       self._show()
 
   def close(self):
     """Leaves the phase's last state on the screen."""
-    if self._unshown:
+    global _bar
+    if self._bar:
+      self._move_bar()
+      self._bar.close()
+      self._bar = _bar = None
+    elif self._unshown:
       self._show()
-    _live.keep()
 
   def line(self):
     """The text of the line."""
-    seconds = max(time.monotonic() - self._began, 1e-9)
-    rate = (self._step - self._start) / seconds
-    parts = [f'{self._phase:<8} step {self._step:,.0f} of {self._total:,.0f}']
-    if rate > 0:
-      left = max(self._total - self._step, 0) / rate
-      parts.append(f'{rate:.3g} steps/s')
-      parts.append(f'{duration(left)} left')
-    if self._note:
-      parts.append(self._note)
-    return ' · '.join(parts)
+    return _tqdm().format_meter(
+        self._step, self._goal, time.monotonic() - self._began,
+        prefix=self._phase, unit='', initial=self._start, postfix=self._note,
+        bar_format='{desc} ' + _TEXT)
+
+  @property
+  def _goal(self):
+    # Environments may step past the end, where tqdm knows no total any more.
+    return max(self._total, self._step, 1)
 
   def _show(self):
     self._shown = time.monotonic()
     self._unshown = False
-    if self._quiet:
-      return
-    if self._tty:
-      _live.write(self.line())
-    else:
-      print(self.line(), flush=True)
+    if not self._quiet:
+      _print(self.line(), sys.stdout)
+
+  def _make_bar(self):
+    global _bar
+    _bar = _tqdm()(
+        desc=self._phase, total=self._goal, initial=self._start, unit='',
+        bar_format='{desc} |{bar}| ' + _TEXT,
+        file=sys.stdout, dynamic_ncols=True, mininterval=0.2, miniters=0,
+        smoothing=0, delay=1e-9)
+    return _bar
+
+  def _move_bar(self):
+    self._bar.total = self._goal
+    self._bar.n = self._step
+    self._bar.set_postfix_str(self._note, refresh=False)
+
+
+@functools.cache
+def _tqdm():
+  """tqdm without its monitor thread; loaded late, environments need none."""
+  from tqdm import tqdm
+  tqdm.monitor_interval = 0
+  tqdm.set_lock(threading.RLock())
+  return tqdm
+
+
+def _above_bar():
+  """Context in which lines are printed above the live line."""
+  if _bar is None:
+    return contextlib.nullcontext()
+  return _tqdm().external_write_mode(file=sys.stdout)
+
+
+def _drop_bar():
+  """Removes the live line."""
+  global _bar
+  if _bar is not None:
+    _bar.leave = False
+    _bar.close()
+    _bar = None
 
 
 def duration(seconds):

@@ -4,6 +4,8 @@ import fcntl
 import os
 import pathlib
 import pty
+import re
+import shlex
 import struct
 import subprocess
 import sys
@@ -26,10 +28,10 @@ def run(code, **kwargs):
       program(code), cwd=ROOT, capture_output=True, text=True, **kwargs)
 
 
-def run_on_terminal(code):
-  """What a terminal of 60 columns receives."""
+def run_on_terminal(code, columns=60):
+  """All that a terminal receives."""
   ours, theirs = pty.openpty()
-  fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack('HHHH', 24, 60, 0, 0))
+  fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack('HHHH', 24, columns, 0, 0))
   child = subprocess.Popen(
       program(code), cwd=ROOT, stdin=theirs, stdout=theirs, stderr=theirs)
   os.close(theirs)
@@ -173,12 +175,11 @@ def test_plain_lines_in_a_file():
   done = run(PROGRESS.format(between="terminal.warn('a step was repeated')"))
   assert done.stderr == 'warning: a step was repeated\n'
   first, second, third, last = done.stdout.splitlines()
-  assert first.startswith('train    step 200 of 1,000 · ')
-  assert second.startswith('train    step 300 of 1,000 · ')
+  assert first.startswith('train 200/1,000 steps, ')
+  assert second.startswith('train 300/1,000 steps, ')
   for line in (first, second):
-    assert ' steps/s · ' in line and ' left · ' in line
-    assert line.endswith('train return 12.5')
-  assert third == 'evaluate step 0 of 10'
+    assert re.search(r', [\d.]+/s, [\d:]+ left, train return 12.5$', line)
+  assert third.startswith('evaluate 0/10 steps')
   assert last == 'done'
   assert '\r' not in done.stdout
 
@@ -190,7 +191,7 @@ def test_few_plain_lines():
         status.update(step)
       status.close()''')
   line, = done.stdout.splitlines()
-  assert line.startswith('train    step 99,999 of 100,000')
+  assert line.startswith('train 99,999/100,000 steps')
 
 
 def test_live_line():
@@ -208,9 +209,9 @@ def test_live_line():
   lines = screen(content)
   assert content.count('\r') > 4
   assert lines[:2] == ['warning: a step was repeated', 'a line']
-  assert lines[2].startswith('train    step 1,000 of 1,000')
+  assert re.match(r'train \|.*\| 1,000/1,000 steps, ', lines[2])
   assert lines[3:] == ['done', '']
-  assert max(map(len, lines)) < 60
+  assert max(map(len, lines)) <= 60
 
 
 def test_live_line_gives_way_to_an_error():
@@ -225,7 +226,7 @@ def test_live_line_gives_way_to_an_error():
         terminal.run(main)
       except SystemExit:
         pass''')
-  assert '500 of 1,000' in content
+  assert '500/1,000' in content
   assert screen(content) == ['error: the disk is full.', '']
 
 
@@ -235,3 +236,119 @@ def test_live_line_gives_way_to_an_error():
     (367200, '4 d 6 h')])
 def test_duration(seconds, text):
   assert terminal.duration(seconds) == text
+
+
+def test_steps_past_the_end():
+  """Environments that step together may pass the last step of a phase."""
+  done = run('''
+      status = terminal.Status('train', 0, 1000)
+      status.update(1004)
+      status.close()
+      terminal.Status('train', 0, 0).close()''')
+  first, second = done.stdout.splitlines()
+  assert first.startswith('train 1,004/1,004 steps')
+  assert second.startswith('train 0/')
+  assert done.stderr == ''
+
+
+def test_quiet():
+  code = '''
+      status = terminal.Status('train', 0, 1000, interval=0, quiet=True)
+      status.update(500, 'train return 12.5')
+      status.close()
+      print('done')'''
+  assert run(code).stdout == 'done\n'
+  assert screen(run_on_terminal(code)) == ['done', '']
+
+
+def test_live_line_of_a_long_phase_fits():
+  """The returns are seen in 80 columns."""
+  content = run_on_terminal('''
+      import time
+      status = terminal.Status('train', 4_000_000, 5_000_000)
+      time.sleep(0.25)
+      status.update(4_000_059, 'train return 12.5')
+      status.close()''', columns=80)
+  line, _ = screen(content)
+  assert line.endswith(' left, train return 12.5')
+
+
+### Output that cannot be written ###
+
+
+NOISY = '''
+    def main(argv):
+      status = terminal.Status('train', 0, 1000, interval=0)
+      status.update(200, 'λ 1.5')
+      terminal.say('±')
+      terminal.warn('ω')
+      status.close()
+      open({path!r}, 'w').write('went on')
+      raise terminal.UserError('--λ is odd.')
+    terminal.run(main)'''
+
+
+def test_ascii_output(tmp_path):
+  path = tmp_path / 'end'
+  done = run(NOISY.format(path=str(path)), env={
+      **os.environ, 'PYTHONIOENCODING': 'ascii'})
+  assert path.read_text() == 'went on'
+  assert done.returncode == 2
+  assert '\n?\n' in done.stdout
+  assert done.stderr == 'warning: ?\nerror: --? is odd.\n'
+
+
+@pytest.mark.parametrize('closed', ['>&-', '2>&-', '>&- 2>&-', '<&- >&- 2>&-',
+                                    '>/dev/full', '>/dev/full 2>/dev/full'])
+def test_closed_or_full_output(tmp_path, closed):
+  path = tmp_path / 'end'
+  command = ' '.join(map(shlex.quote, program(NOISY.format(path=str(path)))))
+  done = subprocess.run(
+      f'{command} {closed}', shell=True, cwd=ROOT, capture_output=True,
+      text=True)
+  # Nothing meant for the terminal is written to the file.
+  assert path.read_text() == 'went on'
+  assert done.returncode == 2
+  assert 'Traceback' not in done.stderr
+  assert ('error: --' in done.stderr) == ('2>' not in closed)
+
+
+def test_silence_with_closed_output():
+  done = subprocess.run(
+      ' '.join(map(shlex.quote, program('''
+          import os
+          with terminal.silence():
+            os.write(1, b'noise')
+          os.write(2, b'end')'''))) + ' >&-',
+      shell=True, cwd=ROOT, capture_output=True, text=True)
+  assert done.stderr == 'end'
+
+
+def test_terminal_that_is_closed(tmp_path):
+  """The program goes on without it."""
+  path = tmp_path / 'end'
+  ours, theirs = pty.openpty()
+  child = subprocess.Popen(
+      program('''
+          import time
+          def main(argv):
+            status = terminal.Status('train', 0, 1000)
+            status.update(100)
+            print('ready', flush=True)
+            time.sleep(1)
+            for step in range(100, 105):
+              time.sleep(0.21)
+              status.update(step)
+              terminal.say('a line')
+              terminal.warn('a warning')
+            status.close()
+            open({path!r}, 'w').write('went on')
+          terminal.run(main)'''.format(path=str(path))),
+      cwd=ROOT, stdin=theirs, stdout=theirs, stderr=theirs)
+  os.close(theirs)
+  content = b''
+  while b'ready\r\n' not in content:
+    content += os.read(ours, 4096)
+  os.close(ours)
+  assert child.wait() == 0
+  assert path.read_text() == 'went on'
