@@ -19,9 +19,15 @@ A name that no pattern fits is reset too. `dynamics/img1/kernel` is two parts,
 Variables that fit --freeze are not trained afterwards.
 """
 
+from common import flags, options
+
+if __name__ == '__main__':
+  # Before TensorFlow is imported: --help and bad flags are answered at once.
+  flags.check(options.fractional, __doc__)
+
 import numpy as np
 
-from common import options, patterns, terminal
+from common import patterns, terminal
 from data import saving
 from data.logdir import Logdir, checkpoint_in
 import dreamer

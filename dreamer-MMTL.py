@@ -18,7 +18,13 @@ and decoder.pkl, looked for in the log directory and the one above it, and
 ./stored_meta/HalfCheetahBulletEnv-v0.pkl or just cheetah.pkl.
 """
 
-from common import layers, options, terminal
+from common import flags, options
+
+if __name__ == '__main__':
+  # Before TensorFlow is imported: --help and bad flags are answered at once.
+  flags.check(options.meta_model, __doc__)
+
+from common import layers, terminal
 from data import saving
 import dreamer
 from runs import loop

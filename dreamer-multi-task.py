@@ -20,7 +20,13 @@ start from the first: dreamer-FTL.py from all of it, dreamer-MMTL.py from its
 encoder. It may be continued with the same command.
 """
 
-from common import options, terminal
+from common import flags, options
+
+if __name__ == '__main__':
+  # Before TensorFlow is imported: --help and bad flags are answered at once.
+  flags.check(options.multi_task, __doc__)
+
+from common import terminal
 import dreamer
 from runs import loop
 import transfer

@@ -6,13 +6,19 @@ python3 dreamer.py --logdir ./logdir/dmc_walker_walk/dreamer/1 \\
 The same command continues a run that was stopped.
 """
 
+from common import flags, options
+
+if __name__ == '__main__':
+  # Before TensorFlow is imported: --help and bad flags are answered at once.
+  flags.check(options.dreamer, __doc__)
+
 import functools
 import pathlib
 
 import numpy as np
 
 from analysis import prediction
-from common import layers, options, patterns, precision, terminal
+from common import layers, patterns, precision, terminal
 from common.backend import tf, tfd
 from data import checkpoints, saving
 from data.logdir import Logdir

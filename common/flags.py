@@ -311,6 +311,9 @@ class Config:
 
   def parse(self, argv):
     """Reads `--name value` pairs; flags win over a preset given with them."""
+    for word in argv:
+      if word[:1] == '-' and word[1:].partition('=')[0] in self._flags:
+        self._complain(word)
     found, rest = self._parser().parse_known_args(list(map(_guarded, argv)))
     if rest:
       self._complain(_bare(rest[0]))

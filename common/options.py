@@ -117,10 +117,10 @@ def dreamer():
          'the model loss.', low=0)
   define('weight_decay', 0.0, 'Decoupled weight decay: fraction by which '
          'matching variables shrink at an update.', low=0, high=1)
-  define('weight_decay_pattern', '.*', 'Regular expression for the names of '
-         'variables that decay.')
-  define('freeze', '', 'Regular expression for the names of variables that '
-         'are never trained.')
+  define('weight_decay_pattern', '.*', 'Variables that decay (regular '
+         'expression).', regex=True)
+  define('freeze', '', 'Variables that are never trained (regular '
+         'expression).', regex=True)
 
   config.heading('Training')
   define('batch_size', 50, 'Sequences in a batch (B).', low=1)
@@ -137,7 +137,8 @@ def dreamer():
   define('dataset_balance', False, 'Draw more sequences from the ends of '
          'episodes.')
   define('replay_memory', 0.0, 'Memory in GiB that replay may take; 0 takes a '
-         'share of what is free.', low=0, fixed=False, method=False)
+         'quarter of what is free.', low=0, high=2 ** 20, fixed=False,
+         method=False)
 
   config.heading('Behaviour')
   define('discount', 0.99, 'Discount factor γ per decision.', low=0, high=1)
@@ -207,13 +208,13 @@ def fractional():
          method=False)
   define('source', '', 'Log directory or checkpoint to transfer from. Without '
          'it, variables.pkl in the new log directory, which becomes '
-         'source.pkl.')
-  define('reset', '^actor/hout|^dynamics/img1/kernel/action', 'Regular '
-         'expression for the names of variables that stay fresh.')
-  define('scale', '^(reward|value|pcont)/hout', 'Regular expression for the '
-         'names of variables that get ω times the source.')
-  define('copy', '.*', 'Regular expression for the names of variables that are '
-         'copied.')
+         'source.pkl.', path=True)
+  define('reset', '^actor/hout|^dynamics/img1/kernel/action', 'Variables that '
+         'keep their fresh values (regular expression).', regex=True)
+  define('scale', '^(reward|value|pcont)/hout', 'Variables W that become '
+         'W_fresh + ω · W_source (regular expression).', regex=True)
+  define('copy', '.*', 'Variables that are copied, unless --reset or --scale '
+         'fits them (regular expression).', regex=True)
   return config
 
 
@@ -222,9 +223,10 @@ def meta_model():
   config = _several_tasks()
   define = config.define
   define('encoder', '', 'Module file, checkpoint or log directory with the '
-         'encoder. Without it, encoder.pkl in the log directory or its parent.')
-  define('decoder', '', 'The same for the decoder; it is trained if there is '
-         "none, nor one in the encoder's file.")
+         'encoder. Without it, encoder.pkl in the log directory or its parent.',
+         path=True)
+  define('decoder', '', 'The same for the decoder. Without it, a decoder in '
+         "the encoder's file, if any; else the decoder is trained.", path=True)
   define('freeze_decoder', True, 'Keep a decoder that is taken over as it is; '
          'False trains it, as the published script does.')
   # The names of methods in plots tell it: MMTL N=2.
@@ -232,7 +234,7 @@ def meta_model():
          high=NUMBERED, method=False)
   _numbered(
       config, 'meta', 'Source reward model {}: a task in ./stored_meta, or '
-      'the path of a module file, checkpoint or log directory.')
+      'the path of a module file, checkpoint or log directory.', path=True)
   define('num_meta_lay', 1, 'Hidden layers of the reward model on features and '
          'predictions of the sources.', low=0)
   return config

@@ -1,6 +1,7 @@
 """Flags: the published defaults, presets, --help, and what bad ones get."""
 
 import pathlib
+import shlex
 import subprocess
 import sys
 
@@ -160,6 +161,8 @@ def test_declarations_need_no_tensorflow():
     ('task', 'HopperBulletEnv-v0', 'HopperBulletEnv-v0'),
     ('weight_decay_pattern', 'value/.*=x', 'value/.*=x'),
     ('logdir', './logdir/', pathlib.Path('logdir')),
+    ('freeze', '', ''),
+    ('steps', '9007199254740991', 9007199254740991),
 ])
 @pytest.mark.parametrize('joined', [False, True])
 def test_values(name, text, value, joined):
@@ -232,6 +235,13 @@ def test_cpu_preset_keeps_what_is_published():
     (['--pcont', 'maybe'], "--pcont takes True or False, not 'maybe'"),
     (['--discount', '1.1'], '--discount must be at most 1'),
     (['--discount', 'nan'], '--discount takes a finite number, not nan'),
+    (['--replay_memory', 'inf'], '--replay_memory takes a finite number'),
+    (['--replay_memory', '1e308'], '--replay_memory must be at most 1048576'),
+    (['--steps', '1e400'], "--steps takes a whole number, not '1e400'"),
+    (['--steps', '1e300'], '--steps must be at most 9007199254740992'),
+    (['--steps', 'nan'], "--steps takes a whole number, not 'nan'"),
+    (['--freeze', '('], "--freeze '(' is not a regular expression: "),
+    (['--logdir', 'x/' + 'y' * 300 + '/z'], 'has 300 characters'),
     (['--model_lr', 'fast'], "--model_lr takes a number, not 'fast'"),
     (['--model_lr', '-1'], '--model_lr must be at least 0'),
     (['--grad_clip', '0'], '--grad_clip must be more than 0'),
@@ -334,3 +344,154 @@ def test_given_tells_flags_of_the_command_from_defaults():
       ['--preset', 'debug', '--pcont', 'False'])
   assert config.given('pcont')
   assert not config.given('horizon') and config.horizon == 5
+
+
+### Lists, pairs, patterns and paths ###
+
+
+@pytest.fixture
+def plot():
+  """Flags of the kinds that plotting.py has."""
+  config = flags.Config()
+  define = config.define
+  define('indir', [], 'Folders of runs.', type=pathlib.Path, nargs='+',
+         metavar='FOLDER', required=True)
+  define('size', [2.5, 2.1], 'Inches of a panel.', nargs=2, positive=True)
+  define('xlim', None, 'Limits of the x axis.', type=float, nargs=2,
+         metavar=('LOW', 'HIGH'))
+  define('until', None, 'Steps to draw.', type=float, positive=True,
+         metavar='STEPS')
+  define('tasks', ['.*'], 'Tasks to draw.', nargs='+', regex=True)
+  define('baselines', None, 'Published scores.', type=str, nargs='*',
+         metavar='NAME')
+  define('labels', {}, 'Texts of the legend.', metavar='NAME LABEL')
+  define('transfer_report', False, 'Compare with scratch.', nargs='?')
+  define('ticks', 6, 'Ticks at most.', low=1)
+  return config
+
+
+def test_lists_and_pairs(plot):
+  plot.parse([
+      '--indir', 'a', '~/b', '--size', '3', '2.5', '--xlim', '-1e3', '2e6',
+      '--tasks', '^dmc_', 'Hopper', '--labels', 'FTL ω=0.2', 'ours', 'x', '',
+      '--transfer-report', '--baselines'])
+  assert plot.indir == [pathlib.Path('a'), pathlib.Path.home() / 'b']
+  assert plot.size == [3.0, 2.5] and plot.xlim == [-1000.0, 2000000.0]
+  assert plot.tasks == ['^dmc_', 'Hopper'] and plot.baselines == []
+  assert plot.labels == {'FTL ω=0.2': 'ours', 'x': ''}
+  assert plot.transfer_report is True
+  assert plot.until is None and plot.ticks == 6
+  assert plot.given('xlim') and not plot.given('until')
+
+
+def test_defaults_of_lists_and_pairs(plot):
+  plot.parse(['--indir=a', '--transfer_report', 'False'])
+  assert plot.size == [2.5, 2.1] and plot.tasks == ['.*']
+  assert plot.xlim is plot.until is plot.baselines is None
+  assert plot.labels == {} and plot.transfer_report is False
+  assert plot.plain()['indir'] == ['a']
+
+
+@pytest.mark.parametrize('words, expected', [
+    ('', '--indir is missing; see --help.'),
+    ('--indir', '--indir needs a value.'),
+    ('--indir a --size 1', '--size needs 2 values.'),
+    ('--indir a --size 1 0', '--size must be more than 0, not 0.'),
+    ('--indir a --size 1 x', "--size takes a number, not 'x'."),
+    ('--indir a --size 1 2 3', "'3' is not a flag"),
+    ('--indir a --until -5', '--until must be more than 0, not -5.'),
+    ('--indir a --until inf', '--until takes a finite number, not inf.'),
+    ('--indir a --tasks x (', "--tasks '(' is not a regular expression"),
+    ('--indir a --labels x y z', "--labels takes pairs: 'z' stands alone."),
+    ('--indir a --tick 5', 'unknown flag --tick. Did you mean --ticks?'),
+    ('--indir a --trasfer-report', 'Did you mean --transfer_report?'),
+    ('--indir a -ticks 5', "'-ticks' is not a flag"),
+    ('--indir a --transfer-report maybe', "True or False, not 'maybe'"),
+    ('--indir ' + 'x' * 300, 'has 300 characters')])
+def test_bad_lists_and_pairs(plot, words, expected):
+  with pytest.raises(terminal.UserError) as error:
+    plot.parse(words.split())
+  assert expected in str(error.value) and '\n' not in str(error.value)
+
+
+def test_help_of_lists_and_pairs(plot):
+  text = plot.help('Draws.')
+  for line in (
+      '--indir FOLDER [FOLDER ...]', '--size 2.5 2.1', '--xlim LOW HIGH',
+      '--until STEPS', '--labels NAME LABEL', '--ticks 6'):
+    assert f'\n  {line}' in text
+
+
+def test_values_set_to_lists_are_checked(plot):
+  plot.size = (1, 2)
+  assert plot.size == [1.0, 2.0]
+  plot.until = None
+  for name, value in [('size', [1, 0]), ('until', 'x'), ('ticks', None)]:
+    with pytest.raises(terminal.UserError, match=f'--{name} '):
+      setattr(plot, name, value)
+
+
+def test_home_directory(monkeypatch):
+  monkeypatch.setenv('HOME', '/home/me')
+  assert parse('--logdir=~/x').logdir == pathlib.Path('/home/me/x')
+  config = options.fractional().parse(['--source=~/run'])
+  assert config.source == '/home/me/run'
+  config = options.meta_model().parse(['--meta1=~/x.pkl', '--encoder=a~b'])
+  assert config.meta1 == '/home/me/x.pkl' and config.encoder == 'a~b'
+  assert parse('--logdir', 'a~/~b').logdir == pathlib.Path('a~/~b')
+  assert 'no such user' in message('--logdir', '~nobody-of-this-name/x')
+
+
+@pytest.mark.parametrize('words', [
+    ['--task', 'x y', '--freeze', "^a'b|$(c)", '--logdir', './log dir/*'],
+    ['--preset', 'debug', '--cnn_depth', '32', '--seed', '3'],
+    ['--freeze=--x', '--weight_decay_pattern', '-x', '--expl_amount', '1e-05'],
+    ['--steps', '2e6', '--pcont', 'True'], []])
+def test_pasted_command_line_gives_the_same_values(words):
+  config = parse(*words)
+  again = parse(*shlex.split(config.words()))
+  assert again.plain() == config.plain()
+
+
+def test_pasted_command_line_is_short():
+  assert parse('--preset', 'debug', '--horizon', '6').words() == (
+      '--preset debug --horizon 6')
+
+
+### Answers before TensorFlow is imported ###
+
+
+SCRIPTS = ['dreamer.py', 'dreamer-multi-task.py', 'dreamer-FTL.py',
+           'dreamer-MMTL.py']
+WATCHED = '''
+import builtins, runpy, sys
+sys.path.insert(0, {root!r})
+slow = {{'tensorflow', 'matplotlib', 'scipy', 'gymnasium', 'pandas', 'numpy'}}
+try:
+  runpy.run_path({script!r}, run_name='__main__')
+finally:
+  loaded = slow & set(sys.modules)
+  if loaded:
+    print('loaded', loaded, file=sys.stderr)
+'''
+
+
+def answer(script, *words):
+  code = WATCHED.format(root=str(ROOT), script=str(ROOT / script))
+  return subprocess.run(
+      [sys.executable, '-c', code, *words], capture_output=True, text=True)
+
+
+@pytest.mark.parametrize('script', SCRIPTS)
+def test_help_loads_nothing_slow(script):
+  done = answer(script, '--help')
+  assert done.returncode == 0 and done.stderr == ''
+  assert len(done.stdout.splitlines()) > 12
+  assert max(map(len, done.stdout.splitlines())) <= 80
+
+
+@pytest.mark.parametrize('script', SCRIPTS)
+def test_misspelt_flags_are_told_at_once(script):
+  done = answer(script, '--zzzz', 'x')
+  assert done.returncode == 2 and done.stdout == ''
+  assert done.stderr == 'error: unknown flag --zzzz. See --help.\n'

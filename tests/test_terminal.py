@@ -20,7 +20,8 @@ ROOT = pathlib.Path(__file__).parent.parent
 
 
 def program(code):
-  return [sys.executable, '-c', 'from common import terminal\n' + textwrap.dedent(code)]
+  code = 'from common import terminal\n' + textwrap.dedent(code)
+  return [sys.executable, '-c', code]
 
 
 def run(code, **kwargs):
@@ -31,7 +32,8 @@ def run(code, **kwargs):
 def run_on_terminal(code, columns=60):
   """All that a terminal receives."""
   ours, theirs = pty.openpty()
-  fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack('HHHH', 24, columns, 0, 0))
+  size = struct.pack('HHHH', 24, columns, 0, 0)
+  fcntl.ioctl(theirs, termios.TIOCSWINSZ, size)
   child = subprocess.Popen(
       program(code), cwd=ROOT, stdin=theirs, stdout=theirs, stderr=theirs)
   os.close(theirs)
