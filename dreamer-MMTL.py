@@ -8,9 +8,10 @@ python dreamer-MMTL.py --task1 HopperBulletEnv-v0 --n_meta 2 \\
 
 The multi-task agent's encoder and decoder are taken over and frozen, so that
 all agents trained on them see alike; with --freeze_decoder False the decoder is
-taken over and then trained, as the published script does. The reward model is a dense network on
-[features, r̂_1 … r̂_N], where r̂_i is what the frozen reward model of another
-task says of the same features. Everything else learns from scratch.
+taken over and then trained, as the published script does. The reward model is
+a dense network on [features, r̂_1 … r̂_N], where r̂_i is the prediction of
+another task's frozen reward model for the same features. Everything else
+learns from scratch.
 
 With --n_meta 0 the reward model is the ordinary one: so are the agents trained
 whose reward models serve as sources. export.py makes the files: encoder.pkl

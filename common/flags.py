@@ -330,12 +330,13 @@ class Config:
 
   def help(self, usage):
     """The manual: every flag, its default and its meaning, and the presets."""
-    return self._parser(usage).format_help().strip()
+    return self._parser(usage).format_help().strip().replace('\xa0', ' ')
 
   def _parser(self, usage=''):
     presets = []
     for name, values in self._presets.items():
-      words = ' '.join(f'--{k} {_show(v)}' for k, v in values.items())
+      # A flag and its value stay on one line.
+      words = ' '.join(f'--{k}\xa0{_show(v)}' for k, v in values.items())
       presets += [f'--preset {name}', *textwrap.wrap(
           words or 'the defaults above', 80, initial_indent=' ' * 6,
           subsequent_indent=' ' * 6, break_on_hyphens=False)]
