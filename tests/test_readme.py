@@ -15,6 +15,7 @@ import pytest
 
 from common import options
 import dreamer
+from runs import settings
 import running
 import wrappers
 
@@ -217,9 +218,6 @@ def test_scripts_for_several_gpus(tmp_path):
 
 
 def test_ablations_are_patterns_of_the_script():
-  from common import options
-import dreamer
-import running
   define = running.script_module('dreamer-FTL.py').define_config
   section = page('transfer').split('**Ablations.**')[1].split('\n## ')[0]
   rows = re.findall(
@@ -235,6 +233,14 @@ import running
       config.parse([
           part for name, quoted, bare in words
           for part in (f'--{name}', quoted or bare)])
+
+
+def test_atari_has_the_flags_that_are_listed():
+  block, = [code for code in blocks(page('environments'), '') if 'noops' in code]
+  given = options.dreamer().parse(shlex.split(block))
+  assert set(settings.ATARI) == set(re.findall(r'--(\w+)', block))
+  assert {name: getattr(given, name) for name in settings.ATARI} == (
+      settings.ATARI)
 
 
 def test_the_first_words_are_the_two_commands():
