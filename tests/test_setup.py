@@ -1,5 +1,7 @@
 """The Makefile sets up an environment on every supported Python."""
 
+import ast
+import importlib.metadata
 import os
 import pathlib
 import re
@@ -156,6 +158,32 @@ def test_requirements_pin_every_package_once(version):
     assert (name in names) == (version in ('3.10', '3.11'))
   gpu, = pins('requirements-gpu.txt')
   assert gpu in packages
+
+
+def test_imports_are_pinned():
+  """What the program imports does not only come along with something else."""
+  local = {path.stem for path in ROOT.glob('*')}
+  owners = importlib.metadata.packages_distributions()
+  needed = {}
+  for path in [*ROOT.glob('*.py'), *ROOT.glob('[a-z]*/*.py')]:
+    if path.parent.name in ('tests', 'logdir', 'plots'):
+      continue
+    for node in ast.walk(ast.parse(path.read_text())):
+      names = (
+          [alias.name for alias in node.names] if isinstance(node, ast.Import)
+          else [node.module] if isinstance(node, ast.ImportFrom) else [])
+      for name in (name.split('.')[0] for name in names):
+        if name not in sys.stdlib_module_names and name not in local:
+          needed[name] = path
+  assert {'numpy', 'tensorflow', 'gymnasium', 'tqdm'} <= set(needed)
+  pinned = {
+      re.split('[=;]', line)[0].replace('_', '-').lower()
+      for name in ('requirements.txt', 'requirements-no-deps.txt')
+      for line in (ROOT / name).read_text().splitlines()}
+  for name, path in needed.items():
+    packages = {
+        owner.replace('_', '-').lower() for owner in owners.get(name, [name])}
+    assert packages & pinned, f'{path} imports {name}'
 
 
 def test_licence_and_citation():
