@@ -424,4 +424,7 @@ def _words(name, value):
 def _show(value):
   if isinstance(value, (list, tuple)):
     return ' '.join(map(_show, value))
+  if isinstance(value, pathlib.Path) and value.parts[:1] not in (
+      (), ('/',), ('..',)):
+    return f'./{value}'
   return f'{value:g}' if isinstance(value, float) else str(value) or "''"

@@ -10,10 +10,12 @@ task and the seed.
 """
 
 import pathlib
+import re
 
 from common import flags
 
 NUMBERED = 8  # Tasks of a run, and source reward models, at most.
+LOGDIR = pathlib.Path('./logdir/TASK/METHOD/SEED')
 
 
 def dreamer():
@@ -22,9 +24,9 @@ def dreamer():
   define = config.define
 
   config.heading('General')
-  define('logdir', pathlib.Path('.'), 'Directory of the run: checkpoints, '
-         'episodes, metrics. A run that is there already is continued.',
-         fixed=False, method=False)
+  define('logdir', LOGDIR, 'Log directory: checkpoints, episodes, metrics. A '
+         'run that is there already is continued. METHOD is dreamer, '
+         'multi-task, FTL or MMTL.', fixed=False, method=False)
   define('preset', 'paper', 'Set of values to start from: paper is the '
          'defaults, cpu learns on two cores, debug is for tests. Flags given '
          'as well win over it.', ['paper', 'cpu', 'debug'], fixed=False,
@@ -245,3 +247,22 @@ SCRIPTS = {
     'dreamer-multi-task.py': multi_task,
     'dreamer-FTL.py': fractional,
     'dreamer-MMTL.py': meta_model}
+
+
+def place(config, script, tasks):
+  """Puts the log directory of a run in place of its pattern, the default.
+
+  Args:
+    config: flags of the run, changed in place.
+    script: name of the script, for example 'dreamer-FTL.py'.
+    tasks: names of the tasks; several are joined with +.
+  """
+  if config.logdir != LOGDIR:
+    return
+  tasks = list(dict.fromkeys(tasks))
+  task = '+'.join(tasks)
+  if len(task) > 150:  # File systems take names of 255 bytes.
+    task = f'{tasks[0]}+{len(tasks) - 1}'
+  method = pathlib.Path(script).stem.removeprefix('dreamer-')
+  config.logdir = pathlib.Path(
+      'logdir', re.sub(r'[^\w.+-]', '-', task), method, str(config.seed))

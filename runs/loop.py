@@ -13,7 +13,7 @@ import uuid
 
 import numpy as np
 
-from common import files, terminal
+from common import files, options, terminal
 from common.backend import tf
 from data import checkpoints, episodes, replay
 from data.logdir import Logdir
@@ -37,6 +37,7 @@ def main(argv, usage, define_config, agent_class, tasks=None):
   names = tasks(config) if tasks else [config.task] * config.envs
   for name in names:
     wrappers.check_task(name)
+  options.place(config, agent_class.script, names)
   notes = settings.settle(config, names)
   devices.configure(config)
   team = devices.Team(config.batch_size)

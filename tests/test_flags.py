@@ -14,7 +14,7 @@ import dreamer
 ROOT = pathlib.Path(__file__).parent.parent
 
 DEFAULTS = dict(
-    logdir=pathlib.Path('.'), seed=0, steps=5000000, eval_every=10000,
+    logdir=pathlib.Path('./logdir/TASK/METHOD/SEED'), seed=0, steps=5000000, eval_every=10000,
     log_every=1000, log_scalars=True, log_images=True, gpu_growth=True,
     precision='auto', task='dmc_walker_walk', envs=1, parallel='none',
     action_repeat=2, time_limit=1000, prefill=5000, eval_noise=0.0,
@@ -326,6 +326,8 @@ def test_help_is_the_manual(config, capsys):
     value = config.plain()[name]
     if isinstance(value, float):
       assert float(default) == value, name
+    elif name == 'logdir':
+      assert default == './logdir/TASK/METHOD/SEED'
     else:
       assert default == (str(value) or "''"), name
   assert 'Let PyBullet tasks terminate episodes' in text
@@ -495,3 +497,33 @@ def test_misspelt_flags_are_told_at_once(script):
   done = answer(script, '--zzzz', 'x')
   assert done.returncode == 2 and done.stdout == ''
   assert done.stderr == 'error: unknown flag --zzzz. See --help.\n'
+
+
+### The log directory that is not named ###
+
+
+@pytest.mark.parametrize('script, tasks, words, logdir', [
+    ('dreamer.py', ['dmc_walker_walk'] * 2, [],
+     './logdir/dmc_walker_walk/dreamer/0'),
+    ('dreamer-multi-task.py', ['HopperBulletEnv-v0', 'AntBulletEnv-v0'],
+     ['--seed', '3'], './logdir/HopperBulletEnv-v0+AntBulletEnv-v0/multi-task/3'),
+    ('dreamer-FTL.py', ['my_tasks:Dot'], [], './logdir/my_tasks-Dot/FTL/0'),
+    ('dreamer-MMTL.py', ['ALE/Pong-v5'], [], './logdir/ALE-Pong-v5/MMTL/0'),
+    ('dreamer-multi-task.py', [f'task{i}' * 10 for i in range(8)], [],
+     './logdir/' + 'task0' * 10 + '+7/multi-task/0'),
+    ('dreamer.py', ['x'], ['--logdir', './'], '.')])
+def test_log_directory_by_task_method_and_seed(script, tasks, words, logdir):
+  config = options.SCRIPTS[script]().parse(words)
+  options.place(config, script, tasks)
+  assert config.logdir == pathlib.Path(logdir)
+
+
+def test_runs_without_a_log_directory_leave_the_working_directory_alone(
+    tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  task = 'InvertedPendulumBulletEnv-v0'
+  dreamer.main([
+      '--task', task, '--preset', 'debug', '--steps', '0', '--prefill', '0',
+      '--log_images', 'False'])
+  assert [path.name for path in tmp_path.iterdir()] == ['logdir']
+  assert (tmp_path / 'logdir' / task / 'dreamer' / '0' / 'config.json').exists()
