@@ -2,24 +2,23 @@
 
 python3 evaluate.py --from ./logdir/swingup/dreamer/0 --video ./swingup.gif
 
-Prints the return of every episode, and their mean ± standard deviation. Nothing
-but the film is written.
+Prints the return of every episode, and their mean ± standard deviation (the
+root of the mean squared distance to the mean, ddof 0). Nothing but the film is
+written.
 """
 
-import contextlib
+import itertools
 import pathlib
+import re
 import shutil
 import subprocess
 import tempfile
 
 import numpy as np
 
+from analysis import agents
 from common import flags, terminal
-from data import checkpoints
-from data.logdir import Logdir
-import dreamer
-from runs import devices, driver, logs, settings, workers
-import transfer
+from runs import logs
 import wrappers
 
 FPS = 20
@@ -47,134 +46,39 @@ def main(argv):
   if config.task:
     wrappers.check_task(config.task)
   check_video(config.video)
-  agent, tasks = load(getattr(config, 'from'))
-  agent.config.update({'seed': config.seed, 'eval_noise': 0.0})
+  agent, tasks = agents.load(getattr(config, 'from'))
   tasks = [config.task] if config.task else tasks
   if not tasks:
     raise terminal.UserError(
         f'{getattr(config, "from")} does not say what the agent was trained '
         'on: name a task with --task.')
   for task in tasks:
-    film = play(agent, task, config)
+    pictures = evaluate(agent, task, config)
     if config.video:
-      save_video(video_file(config.video, task, len(tasks) > 1), film)
+      save_video(video_file(config.video, task, len(tasks) > 1), pictures)
 
 
-def load(path):
-  """The agent of a log directory or checkpoint, and the tasks it learned.
-
-  Old checkpoints name no tasks. Unlike a run that goes on, this leaves damaged
-  files where they are.
-  """
-  if not path:
-    raise terminal.UserError('--from is missing; see --help.')
-  file, script = find_checkpoint(pathlib.Path(path))
-  devices.configure(dreamer.define_config())
-  agent = dreamer.load_agent(file)
-  if script is None:
-    return agent, []
-  if 'task1' in agent.config:
-    return agent, transfer.numbered(agent.config, 'task')
-  return agent, [agent.config.task]
-
-
-def find_checkpoint(path):
-  """The newest complete checkpoint at a path, and the script it is of."""
-  if not path.is_dir():
-    return path, checkpoints.load(path)['script']
-  file = Logdir(path).checkpoint
-  files = [x for x in (file, checkpoints.previous(file)) if x.exists()]
-  if not files:
-    raise terminal.UserError(f'{path} holds no checkpoint ({file.name}).')
-  try:
-    return files[0], checkpoints.load(files[0])['script']
-  except checkpoints.Damaged as error:
-    if len(files) == 1:
-      raise
-    terminal.warn(f'{error.problem}; {files[1]} is taken in its place.')
-  return files[1], checkpoints.load(files[1])['script']
-
-
-def play(agent, task, config):
+def evaluate(agent, task, config):
   """Plays and reports episodes; returns pictures `[T, size, size, 3]`.
 
   The pictures are those of the first episode, or none without `video`.
   """
-  c = agent.config
-  agent.random.calls[False] = 0  # What a task gives does not depend on others.
-  returns, film = [], []
-
-  def finished(_, episode):
+  returns, film = [], None
+  played = agents.play(
+      agent, task, config.seed, config.size if config.video else None)
+  for episode, pictures in itertools.islice(played, config.episodes):
+    if not returns:
+      terminal.say(task)
+      film = pictures
     returns.append(np.sum(episode['reward'], dtype=np.float64))
-    length = (len(episode['reward']) - 1) * c.action_repeat
+    length = (len(episode['reward']) - 1) * agent.config.action_repeat
     terminal.say(
         f'episode {len(returns):>3} · return {returns[-1]:9.2f} · '
         f'length {length}')
-    if len(returns) == 1:
-      film.extend(camera.frames)
-      camera.size = None
-
-  def policy(obs, reset, state):
-    action, state = agent(obs, reset, state, training=False)
-    return action.numpy()[:, :width], state
-
-  with contextlib.closing(workers.make(
-      'none', task, **settings.environment(c))) as env:
-    width = check_actions(agent, task, env.action_space)
-    terminal.say(task)
-    camera = Camera(env, config.size if config.video else None)
-    steps = driver.Driver([camera], [config.seed, 3], finished, failed)
-    while len(returns) < config.episodes:
-      steps.step(policy)
   terminal.say(
       f'return {np.mean(returns):.2f} ± {np.std(returns):.2f} (mean ± standard '
-      f'deviation, episodes: {len(returns)})')
-  return np.array(film)
-
-
-class Camera:
-  """An environment whose episodes are filmed, while `size` is not None."""
-
-  def __init__(self, env, size):
-    self.size = size
-    self.frames = []
-    self.action_space = env.action_space
-    self._env = env
-
-  def reset(self, seed):
-    self.frames = []
-    return self._filmed(self._env.reset(seed))
-
-  def step(self, action):
-    return self._filmed(self._env.step(action))
-
-  def _filmed(self, promise):
-    def keep():
-      result = promise()
-      if self.size:
-        self.frames.append(self._env.render(self.size, self.size)())
-      return result
-    return keep
-
-
-def check_actions(agent, task, space):
-  """How many of the agent's actions the task takes."""
-  needs, has = space.shape[0], agent.action_dim
-  if needs > has:
-    raise terminal.UserError(
-        f'{task} takes {needs} actions and the agent gives {has}: name '
-        'another --task.')
-  kinds = {True: 'discrete', False: 'continuous'}
-  ours = agent.config.action_dist == 'onehot'
-  if isinstance(space, wrappers.OneHot) != ours:
-    raise terminal.UserError(
-        f'{task} takes {kinds[not ours]} actions and the agent gives '
-        f'{kinds[ours]} ones: name another --task.')
-  return needs
-
-
-def failed(error):
-  terminal.warn(f'an episode failed and is played anew: {error}')
+      f'deviation with ddof 0, episodes: {len(returns)})')
+  return film
 
 
 # Films.
@@ -198,9 +102,11 @@ def check_video(name):
 
 def video_file(name, task, several):
   path = pathlib.Path(name)
-  # The tasks of users may have the names of functions, module:function.
-  task = task.replace(':', '.')
-  return path.with_stem(f'{path.stem}-{task}') if several else path
+  # Tasks may be names of functions, module:function, or have a slash, as in
+  # ALE/Pong-v5.
+  task = re.sub('[/:]', '.', task)
+  return path.with_name(
+      f'{path.stem}-{task}{path.suffix}') if several else path
 
 
 def save_video(path, frames):

@@ -4,7 +4,8 @@ python3 look.py --from ./logdir/swingup/dreamer/0 --out ./strip.png
 
 The model sees the first images and imagines the others from the actions alone.
 Above are truth, prediction and error (grey is none), below the reward of the
-same records.
+same time steps. The episode is the newest of the run that has --length time
+steps; where there are none, as beside a checkpoint alone, one is played.
 """
 
 import pathlib
@@ -12,13 +13,13 @@ import pathlib
 from matplotlib import figure as mpl_figure
 import numpy as np
 
-from analysis import style
+from analysis import agents, style
 from common import flags, terminal
 from common.backend import tf
 from data import episodes
 from data.logdir import Logdir
-import evaluate
 import transfer
+import wrappers
 
 COLUMNS = 15
 ROWS = ('truth', 'prediction', 'error')
@@ -29,10 +30,13 @@ def define_config():
   config = flags.Config()
   define = config.define
   define('from', '', 'Log directory, or checkpoint in either format.')
-  define('episode', '', 'File of an episode; else the newest of the run.')
-  define('start', 0, 'First record of the episode to show.', low=0)
-  define('context', 5, 'Records that the model sees.', low=1)
-  define('length', 50, 'Records to show, if the episode has as many.', low=2)
+  define('episode', '', 'File of an episode; else the newest of the run that '
+         'is long enough.')
+  define('task', '', 'Task to play where there are no episodes; else the '
+         "agent's first.")
+  define('start', 0, 'First time step of the episode to show.', low=0)
+  define('context', 5, 'Time steps that the model sees.', low=1)
+  define('length', 50, 'Time steps to show, if the episode has as many.', low=2)
   define('seed', 0, "Fixes the model's samples.", low=0, high=2 ** 31 - 1)
   define('out', 'strip.png', 'File to write, a .png or .pdf.')
   return config
@@ -43,9 +47,9 @@ def main(argv):
   source, out = getattr(config, 'from'), pathlib.Path(config.out)
   if out.suffix not in ('.png', '.pdf'):
     raise terminal.UserError(f'--out {out} must end in .png or .pdf.')
-  agent, _ = evaluate.load(source)
-  file = pathlib.Path(config.episode or newest_episode(source))
-  episode = read_episode(file, agent, config)
+  agent, tasks = agents.load(source)
+  file, episode = find_episode(source, agent, tasks, config)
+  episode = shown_part(file, episode, agent, config)
   tf.random.set_seed(config.seed)
   seen = predict(agent, episode, config.context)
   figure = draw(seen, config.context, config.start)
@@ -56,24 +60,45 @@ def main(argv):
     raise terminal.UserError(
         f'{out} cannot be written: {error.strerror}.') from None
   terminal.say(
-      f'{out} shows records {config.start} to '
+      f'{out} shows time steps {config.start} to '
       f'{config.start + len(seen["reward"]) - 1} of {file}')
 
 
-def newest_episode(source):
-  """The last episode of the run that a checkpoint is of."""
+def find_episode(source, agent, tasks, config):
+  """Name and arrays of the episode to show."""
+  if config.episode:
+    return config.episode, episodes.load(config.episode)
   path = pathlib.Path(source)
   folder = Logdir(path if path.is_dir() else path.parent).episodes
   files = episodes.paths(folder) if folder.is_dir() else []
-  if not files:
+  if files:
+    file = newest_long(files, config.start + config.length)
+    return file, episodes.load(file)
+  if not config.task and not tasks:
     raise terminal.UserError(
-        f'there are no episodes in {folder}: name one with --episode.')
-  return files[-1]
+        f'there are no episodes in {folder}, and {source} does not say what '
+        'the agent was trained on: name one with --episode, or a task to play '
+        'with --task.')
+  task = config.task or tasks[0]
+  wrappers.check_task(task)
+  terminal.say(f'there are no episodes in {folder}: one of {task} is played')
+  episode, _ = next(agents.play(agent, task, config.seed))
+  # As in training, tasks with fewer actions get the first ones.
+  width = agent.action_dim - episode['action'].shape[1]
+  episode['action'] = np.pad(episode['action'], ((0, 0), (0, width)))
+  return f'the episode played, return {episode["reward"].sum():.2f}', episode
 
 
-def read_episode(file, agent, config):
-  """Arrays of the records to show."""
-  episode = episodes.load(file)
+def newest_long(files, least):
+  """The last of the episodes with `least` time steps, or else the longest."""
+  def length(file):
+    return int(episodes.NAME.fullmatch(file.name)['records'])
+  long = [file for file in files if length(file) >= least]
+  return long[-1] if long else max(reversed(files), key=length)
+
+
+def shown_part(file, episode, agent, config):
+  """Arrays of the time steps to show."""
   actions = episode['action'].shape[1]
   if actions != agent.action_dim:
     raise terminal.UserError(
@@ -88,20 +113,20 @@ def read_episode(file, agent, config):
   episode = {key: episode[key][shown] for key in keys}
   if len(episode['reward']) <= config.context:
     raise terminal.UserError(
-        f'{len(episode["reward"])} records of {file} from --start '
+        f'{len(episode["reward"])} time steps of {file} from --start '
         f'{config.start} on leave nothing to predict after --context '
         f'{config.context}.')
   return episode
 
 
 def predict(agent, episode, context):
-  """What a model that sees `context` records says of them and of the rest.
+  """What a model that sees `context` time steps says of them and of the rest.
 
   Args:
     agent: from `dreamer.load_agent`.
     episode: `image` [T, 64, 64, 3] uint8, `action` [T, A], `reward` [T].
-    context: Records from which the state is inferred; the others are imagined
-      from the actions, with samples of the model.
+    context: Time steps from which the state is inferred; the others are
+      imagined from the actions, with samples of the model.
 
   Returns:
     `truth` and `prediction` [T, 64, 64, 3] in 0 to 1, `reward` [T] as the agent
@@ -164,7 +189,7 @@ def draw(seen, context, start=0):
 
 
 def draw_strip(axes, seen, shown, context):
-  """Rows truth, prediction, error; columns the records `shown`."""
+  """Rows truth, prediction, error; columns the time steps `shown`."""
   rows = [seen[name][shown] for name in ROWS[:2]]
   rows.append((rows[1] - rows[0] + 1) / 2)
   count = len(shown)

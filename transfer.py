@@ -79,6 +79,8 @@ def read_module(path, module, config):
   if isinstance(data, dict):
     act = 'dense_act' if module == 'reward' else 'cnn_act'
     check_activations(path, data['config'], config, [act])
+    if module == 'reward':
+      check_features(path, data['config'], config)
   return values
 
 
@@ -88,6 +90,20 @@ def has_module(path, module):
     return bool(checkpoints.module(path, module))
   except checkpoints.Damaged:
     return False
+
+
+def check_features(path, saved, config):
+  """Raises a `UserError` if a reward model was trained on other features.
+
+  Its arrays tell the sum of their two sizes alone; the file knows all sizes.
+  """
+  fitting = {
+      flag: saved[flag] for flag in layers.SIZES
+      if saved.get(flag, getattr(config, flag)) != getattr(config, flag)}
+  if {'deter_size', 'stoch_size'} & set(fitting):
+    words = ' '.join(f'--{flag} {size}' for flag, size in fitting.items())
+    raise terminal.UserError(
+        f'{path} has other layer sizes. Sizes that fit it: {words}.')
 
 
 def check_activations(path, saved, config, flags):

@@ -10,6 +10,8 @@ one; both have stride 2 and no padding. Each layer has a bias of its outputs.
 import math
 import re
 
+# Flags that layers follow from.
+SIZES = 'cnn_depth', 'deter_size', 'stoch_size', 'num_units'
 # Hidden layers of the networks of features; those without are not such.
 HIDDEN = {'actor': 4, 'pcont': 3, 'reward': 2, 'value': 3}
 
@@ -97,3 +99,20 @@ def hidden(variables):
   return [
       len(variables[name]) for name in sorted(variables)
       if re.search(r'/h\d+/bias$', name)]
+
+
+def flags(variables):
+  """Flags of the sizes that variables or arrays tell, `{flag: size}`."""
+  shape = lambda name: tuple(variables[name].shape)
+  found = {}
+  if 'encoder/h1/kernel' in variables:
+    found['cnn_depth'] = shape('encoder/h1/kernel')[-1]
+  elif 'decoder/h5/kernel' in variables:
+    found['cnn_depth'] = shape('decoder/h5/kernel')[-2]
+  if 'dynamics/img3/bias' in variables:
+    found['deter_size'] = shape('dynamics/img2/bias')[0]
+    found['stoch_size'] = shape('dynamics/img3/bias')[0] // 2
+  for module in HIDDEN:
+    if f'{module}/h0/bias' in variables:
+      found['num_units'] = shape(f'{module}/h0/bias')[0]
+  return found

@@ -168,7 +168,6 @@ def _config(sizes, pcont):
     raise pickles.Refused(
         f'is not an old checkpoint: its actor has {outputs} outputs for '
         f'{actions} actions')
-  keys = ('cnn_depth', 'deter_size', 'stoch_size', 'num_units')
   return {
-      **{key: sizes[key] for key in keys}, 'pcont': pcont,
+      **{key: sizes[key] for key in layers.SIZES}, 'pcont': pcont,
       'action_dist': 'onehot' if outputs == actions else 'tanh_normal'}

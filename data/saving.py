@@ -107,9 +107,14 @@ def check_shapes(variables, values, where='the checkpoint'):
       f'{list(variable.shape)}' for name, variable in variables.items()
       if tuple(values[name].shape) != tuple(variable.shape)]
   if wrong:
+    ours, theirs = layers.flags(variables), layers.flags(values)
+    fitting = ' '.join(
+        f'--{flag} {size}' for flag, size in theirs.items()
+        if ours.get(flag) != size)
     raise terminal.UserError(
         f'{where} has other layer sizes: ' + '; '.join(wrong[:3]) +
-        f'; and {len(wrong) - 3} more' * (len(wrong) > 3))
+        f'; and {len(wrong) - 3} more' * (len(wrong) > 3) +
+        f'. Sizes that fit it: {fitting}.' * bool(fitting))
 
 
 def check_finite(values, where):

@@ -14,7 +14,8 @@ import pytest
 from tensorboard.backend.event_processing import event_accumulator
 from tensorboard.util import tensor_util
 
-from common import terminal
+from analysis import agents
+from common import layers, terminal
 from data import checkpoints, episodes
 import dreamer
 import evaluate
@@ -38,13 +39,14 @@ def run(tmp_path_factory):
   """Log directory of a short run."""
   logdir = tmp_path_factory.mktemp('run')
   assert running.run(
-      logdir, steps=400, log_images=True, log_histograms=True) == 0
+      logdir, steps=400, log_images=True, log_histograms=True,
+      precision='32') == 0
   return logdir
 
 
 @pytest.fixture(scope='module')
 def agent(run):
-  return evaluate.load(run)[0]
+  return agents.load(run)[0]
 
 
 @pytest.fixture(scope='module')
@@ -146,7 +148,7 @@ class TestEvaluate:
     assert everything(run) == before
     scores = returns(done.stdout)
     mean, deviation = re.search(
-        r'^return (\S+) ± (\S+) \(mean ± standard deviation, episodes: 3\)$',
+        r'^return (\S+) ± (\S+) \(mean ± standard deviation with ddof 0, episodes: 3\)$',
         done.stdout, re.M).groups()
     assert len(set(scores)) == 3
     assert float(mean) == pytest.approx(np.mean(scores), abs=0.02)
@@ -248,6 +250,15 @@ class TestEvaluate:
 
 class TestFilm:
 
+  @pytest.mark.parametrize('task, file', [
+      ('ALE/Pong-v5', 'a.b-ALE.Pong-v5.gif'),
+      ('module:function', 'a.b-module.function.gif'),
+      (TASK, f'a.b-{TASK}.gif')])
+  def test_names_of_tasks_become_names_of_files(self, tmp_path, task, file):
+    path = evaluate.video_file(str(tmp_path / 'a.b.gif'), task, True)
+    evaluate.save_video(path, np.zeros((2, 16, 16, 3), np.uint8))
+    assert [x.name for x in tmp_path.iterdir()] == [file]
+
   def test_without_ffmpeg_a_gif_is_named(self, monkeypatch):
     monkeypatch.setenv('PATH', '')
     with pytest.raises(terminal.UserError, match=r'write out/film\.gif'):
@@ -280,7 +291,7 @@ class TestFilm:
 
 @pytest.fixture(scope='module')
 def episode(run):
-  arrays = episodes.load(look.newest_episode(run))
+  arrays = episodes.load(max((run / 'episodes').iterdir()))
   return {key: arrays[key] for key in ('image', 'action', 'reward')}
 
 
@@ -320,7 +331,7 @@ class TestPredict:
     assert same[:20].all() and not same[20:].any()
 
   def test_rewards_are_shown_as_they_are_learned(self, run, episode):
-    agent, _ = evaluate.load(run)
+    agent, _ = agents.load(run)
     agent.config.clip_rewards = 'tanh'
     seen = predict(agent, episode)
     assert np.allclose(seen['reward'], np.tanh(episode['reward']), atol=1e-6)
@@ -351,7 +362,8 @@ def meta_agent(run):
     arrays[f'reward/source{number}/hout/kernel'] *= 0
     arrays[f'reward/source{number}/hout/bias'][:] = number + 1
     given[f'reward/source{number}'] = arrays
-  agent = script.Agent(config, 1, given)
+  agent = script.Agent(config, 1, list(given), sources=[
+      layers.hidden(arrays) for arrays in given.values()])
   for arrays in given.values():
     for name, array in arrays.items():
       agent.variables[name].assign(array)
@@ -431,7 +443,7 @@ class TestLook:
     assert done.returncode == 0 and not done.stderr
     assert everything(run) == before
     newest = max((run / 'episodes').iterdir())
-    assert f'shows records 0 to 49 of {newest}' in done.stdout
+    assert f'shows time steps 0 to 49 of {newest}' in done.stdout
     image = np.asarray(Image.open(tmp_path / 'strip.png').convert('RGB'))
     assert image.shape[1] == 2070 and image.shape[0] > 800
     assert image.std() > 10
@@ -441,17 +453,53 @@ class TestLook:
     look.main([
         '--from', str(run / 'variables.pkl'), '--episode', str(oldest),
         '--start', '40', '--context', '2', '--out', str(tmp_path / 'a.pdf')])
-    assert f'shows records 40 to 50 of {oldest}' in capsys.readouterr().out
+    assert f'shows time steps 40 to 50 of {oldest}' in capsys.readouterr().out
     assert (tmp_path / 'a.pdf').read_bytes().startswith(b'%PDF')
+
+  def test_newest_episode_that_is_long_enough(self, run, tmp_path, capsys):
+    shutil.copy(run / 'variables.pkl', tmp_path)
+    newest = max((run / 'episodes').iterdir())
+    arrays = episodes.load(newest)
+    for length, time in ((4, 1), (40, 2), (3, 3)):
+      episodes.write(
+          tmp_path / 'episodes' / f'20990101T00000{time}-ab-{length}.npz',
+          {key: value[:length] for key, value in arrays.items()})
+    flags = ['--from', str(tmp_path), '--out', str(tmp_path / 'a.png')]
+    for more, shown in (
+        (['--length', '20'], '0 to 19 of .*-ab-40'),
+        (['--length', '40'], '0 to 39 of .*-ab-40'),
+        # None is as long as asked for: the longest.
+        ([], '0 to 39 of .*-ab-40')):
+      look.main([*flags, *more])
+      assert re.search(f'time steps {shown}', capsys.readouterr().out)
+    shutil.copy(newest, tmp_path / 'episodes')
+    look.main(flags)
+    assert f'0 to 49 of {tmp_path}/episodes/{newest.name}' in (
+        capsys.readouterr().out)
+
+  def test_an_episode_is_played_for_a_checkpoint_alone(
+      self, run, multi, tmp_path, capsys):
+    shutil.copy(run / 'variables.pkl', tmp_path / 'alone.pkl')
+    look.main([
+        '--from', str(tmp_path / 'alone.pkl'), '--out',
+        str(tmp_path / 'a.png')])
+    text = capsys.readouterr().out
+    assert f'one of {TASK} is played' in text
+    assert 'time steps 0 to 49 of the episode played, return' in text
+    assert {x.name for x in tmp_path.iterdir()} == {'alone.pkl', 'a.png'}
+    look.main([
+        '--from', str(multi), '--task', TASK, '--length', '8', '--out',
+        str(tmp_path / 'b.png')])
+    assert 'time steps 0 to 7' in capsys.readouterr().out
 
   @pytest.mark.parametrize('flags, words', [
       (['--out', 'strip.gif'], 'must end in .png or .pdf'),
       (['--out', 'no/such/strip.png'], 'strip.png cannot be written'),
-      (['--context', '50'], '50 records of '),
-      (['--start', '48'], '3 records of '),
+      (['--context', '50'], '50 time steps of '),
+      (['--start', '48'], '3 time steps of '),
       (['--episode', 'no.npz'], 'no episode no.npz'),
       (['--episode', 'README.md'], 'README.md is not a whole episode'),
-      (['--from', OLD], 'name one with --episode'),
+      (['--from', OLD], 'name one with --episode, or a task to play'),
       (['--from', ''], '--from is missing'),
   ])
   def test_bad_input(self, run, flags, words, monkeypatch, tmp_path):
@@ -462,7 +510,7 @@ class TestLook:
     assert '\n' not in str(error.value)
 
   def test_episode_of_another_agent(self, run):
-    file = look.newest_episode(run)
+    file = max((run / 'episodes').iterdir())
     with pytest.raises(terminal.UserError, match='has 1 actions and the agent'):
       look.main(['--from', str(OLD), '--episode', str(file)])
 

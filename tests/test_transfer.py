@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import pickle
+import re
 
 import gymnasium as gym
 import numpy as np
@@ -529,7 +530,7 @@ def test_source_of_other_features(stored):
   store(stored / 'stored_meta', 'hopper.pkl', '_reward', deter_size=9)
   with pytest.raises(terminal.UserError) as error:
     meta(['HopperBulletEnv-v0'])
-  for words in ('hopper.pkl', 'reward/source1/h0/kernel', '[13, 8]', '[10, 8]'):
+  for words in ('hopper.pkl', 'other layer sizes', '--deter_size 9'):
     assert words in str(error.value)
 
 
@@ -734,3 +735,25 @@ def test_progress_without_its_configuration_is_no_source(tmp_path):
     with run_of(tmp_path, wide, script=ftl, transfer=True):
       pass
   assert (logdir / 'variables.pkl').read_bytes() == own
+
+
+@pytest.mark.parametrize('name, flags', [
+    ('dreamer-FTL.py', '--transfer True --source {}/multi-task.pkl'),
+    ('dreamer-MMTL.py', '--encoder {}/multi-task.pkl'),
+    ('dreamer-MMTL.py', '--encoder {0}/multi-task.pkl --n_meta 1 --meta1 '
+     '{0}/Walker2DBulletEnv-v0.pkl')])
+def test_sources_of_the_study_name_their_sizes(name, flags):
+  """With the flags that the error names, the same source is taken."""
+  script = running.script_module(name)
+  folder = running.ROOT / 'results' / 'sources' / '110'
+  words = (
+      '--task1 HopperBulletEnv-v0 --pcont True ' + flags.format(folder)).split()
+  config = script.define_config().parse(words)
+  with pytest.raises(terminal.UserError, match='Sizes that fit') as error:
+    script.Agent.start(config, 3)
+  sizes = re.search('Sizes that fit it: (.*)[.]', str(error.value))[1]
+  assert '--cnn_depth 8' in sizes
+  if name == 'dreamer-FTL.py' or 'n_meta' in flags:
+    assert '--deter_size 64 --num_units 64' in sizes
+  config = script.define_config().parse([*words, *sizes.split()])
+  script.Agent.start(config, 3)
