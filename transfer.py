@@ -79,7 +79,7 @@ def read_module(path, module, config):
   if isinstance(data, dict):
     act = 'dense_act' if module == 'reward' else 'cnn_act'
     check_activations(path, data['config'], config, [act])
-    if module == 'reward':
+    if module in ('decoder', 'reward'):
       check_features(path, data['config'], config)
   return values
 
@@ -93,7 +93,7 @@ def has_module(path, module):
 
 
 def check_features(path, saved, config):
-  """Raises a `UserError` if a reward model was trained on other features.
+  """Raises a `UserError` if a module was trained on other features.
 
   Its arrays tell the sum of their two sizes alone; the file knows all sizes.
   """

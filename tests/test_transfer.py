@@ -752,8 +752,6 @@ def test_sources_of_the_study_name_their_sizes(name, flags):
   with pytest.raises(terminal.UserError, match='Sizes that fit') as error:
     script.Agent.start(config, 3)
   sizes = re.search('Sizes that fit it: (.*)[.]', str(error.value))[1]
-  assert '--cnn_depth 8' in sizes
-  if name == 'dreamer-FTL.py' or 'n_meta' in flags:
-    assert '--deter_size 64 --num_units 64' in sizes
+  assert sizes == '--cnn_depth 8 --deter_size 64 --num_units 64'
   config = script.define_config().parse([*words, *sizes.split()])
   script.Agent.start(config, 3)
