@@ -1,0 +1,181 @@
+"""The forecast of rank.py: its measures, what it reads, what it refuses."""
+
+import json
+import pathlib
+import pickle
+
+import numpy as np
+import pytest
+
+from analysis import forecast
+from common import terminal
+from common.backend import tf
+from data import checkpoints, episodes, replay
+import rank
+import tools
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+TRAINED = ROOT / 'results' / 'sources' / '110' / 'multi-task.pkl'
+REWARD = TRAINED.with_name('Walker2DBulletEnv-v0.pkl')
+OLD = ROOT / 'tests' / 'data' / 'oracle' / 'a' / 'variables.pkl'
+RUN = ROOT / 'tests' / 'data' / 'old_runs' / 'single'
+
+
+@pytest.fixture(scope='module')
+def hopper(tmp_path_factory):
+  """A directory of random episodes of Hopper, of which TRAINED saw a kin."""
+  class Config:
+    task, decisions, seed, termination = 'HopperBulletEnv-v0', 60, 0, False
+    time_limit = 60
+    def __contains__(self, name):
+      return hasattr(self, name)
+  folder = tmp_path_factory.mktemp('hopper') / 'episodes'
+  memory = replay.Replay(folder, batch_size=1, batch_length=2)
+  for episode in forecast.played(Config()):
+    memory.add(episode)
+  return folder
+
+
+@pytest.fixture(scope='module')
+def batch(hopper):
+  return forecast.sequences(forecast.recorded(hopper, 60), 6, seed=0)
+
+
+def program(*words):
+  """Status of `rank.py` with these arguments."""
+  with pytest.raises(SystemExit) as end:
+    terminal.run(rank.main, [str(word) for word in words])
+  return end.value.code
+
+
+def test_ranks_a_trained_source_above_one_that_has_seen_nothing(
+    hopper, tmp_path, capsys):
+  out, picture = tmp_path / 'rank.json', tmp_path / 'worst.png'
+  assert program(
+      '--episodes', hopper, '--from', OLD, TRAINED, '--sequences', 6,
+      '--decisions', 100, '--fit_steps', 3, '--out', out, '--picture',
+      picture) == 0
+  found = json.loads(out.read_text())
+  assert found['ranking'] == [str(TRAINED), str(OLD)]
+  trained = found['measures'][str(TRAINED)]
+  assert set(trained) == set(rank.MEASURES)
+  assert all(value is not None for value in trained.values())
+  assert picture.read_bytes().startswith(b'\x89PNG')
+  text = capsys.readouterr().out
+  assert f'{OLD} draws 0%' in text and '1. ' in text
+
+
+def test_measures_are_repeatable(batch):
+  source = lambda: forecast.build(forecast.read(TRAINED), 3)
+  first, _ = forecast.measure(source(), batch, fit_steps=2)
+  again, _ = forecast.measure(source(), batch, fit_steps=2)
+  assert first == again
+
+
+def test_fit_lowers_divergence_by_the_rows_of_actions_alone(batch):
+  source = forecast.build(forecast.read(TRAINED), 3)
+  data = {key: tf.convert_to_tensor(value) for key, value in batch.items()}
+  before = {k: v.numpy() for k, v in source.dynamics.variables.items()}
+  tf.random.set_seed(0)
+  _, measured = forecast.dynamics_measures(source, data)
+  forecast.fit_actions(source, data, 40)
+  tf.random.set_seed(0)
+  _, fitted = forecast.dynamics_measures(source, data)
+  assert fitted['divergence'] < measured['divergence']
+  for name, variable in source.dynamics.variables.items():
+    same = before[name] == variable.numpy()
+    if name == 'dynamics/img1/kernel':
+      assert same[:-3].all() and not same[-3:].all()
+    else:
+      assert same.all(), name
+
+
+def test_dynamics_of_a_source_keep_all_but_the_rows_of_actions():
+  found = forecast.read(TRAINED)
+  source = forecast.build(found, 2)
+  for name, array in found['arrays']['dynamics'].items():
+    mine = source.dynamics.variables[name].numpy()
+    if name == 'dynamics/img1/kernel':
+      assert mine.shape == (30 + 2, 64)
+      assert np.array_equal(mine[:30], array[:30])
+    else:
+      assert np.array_equal(mine, array)
+
+
+def test_error_ahead_of_a_still_world_is_measured_against_the_last_image(batch):
+  still = dict(batch, image=np.repeat(batch['image'][:, :1], 20, 1))
+  source = forecast.build(forecast.read(TRAINED), 3)
+  _, measured = forecast.dynamics_measures(
+      source, {key: tf.convert_to_tensor(x) for key, x in still.items()})
+  # The last image is exactly right there, so that nothing can be compared.
+  assert np.isnan([measured[f'ahead_{k}'] for k in forecast.AHEAD]).all()
+
+
+def test_reward_measures_of_known_answers():
+  reward = tf.constant([[0.0, 1.0], [2.0, 3.0]])
+  right = forecast.reward_measures(tools.UnitNormal(reward), reward)
+  assert right['reward_r2'] == 1
+  assert right['reward_log_prob'] == pytest.approx(-0.5 * np.log(2 * np.pi))
+  mean = forecast.reward_measures(
+      tools.UnitNormal(tf.fill([2, 2], 1.5)), reward)
+  assert mean['reward_r2'] == pytest.approx(0)
+  assert np.isnan(forecast.reward_measures(
+      tools.UnitNormal(reward), tf.ones([2, 2]))['reward_r2'])
+
+
+def test_log_directories_module_files_and_old_files_are_sources(
+    tmp_path, batch):
+  assert 'dynamics' in forecast.read(RUN)['arrays']
+  alone = forecast.read(REWARD, TRAINED)
+  assert set(alone['arrays']) == {'encoder', 'decoder', 'reward'}
+  measures, _ = forecast.measure(
+      forecast.build(alone, 3), batch, fit_steps=2)
+  assert 'reward_r2' in measures and 'divergence' not in measures
+  # Module files of the public scripts: a tuple of arrays for each module.
+  for module in ('encoder', 'decoder'):
+    arrays = checkpoints.module(OLD, module)
+    with (tmp_path / f'{module}.pkl').open('wb') as file:
+      pickle.dump(tuple(arrays.values()), file)
+    named = forecast.read(tmp_path / f'{module}.pkl', OLD)['arrays'][module]
+    assert all(np.array_equal(named[key], arrays[key]) for key in arrays)
+  assert set(forecast.read(tmp_path)['arrays']) == {'encoder', 'decoder'}
+
+
+def test_sources_without_the_measure_come_last():
+  results = {
+      'none': {}, 'low': {'image_r2': 0.1}, 'high': {'image_r2': 0.9},
+      'nan': {'image_r2': np.nan}}
+  assert rank.ranked(results, 'image_r2')[:2] == ['high', 'low']
+  results = {'far': {'ahead_5': 2.0}, 'near': {'ahead_5': 0.1}}
+  assert rank.ranked(results, 'ahead_5') == ['near', 'far']
+
+
+@pytest.mark.parametrize('words, part', [
+    (['--from', TRAINED], 'either the target with --task, or'),
+    (['--from', TRAINED, '--task', 'x', '--episodes', 'y'], 'either'),
+    (['--from', TRAINED, '--task', 'hoper'], "unknown task 'hoper'"),
+    (['--from', REWARD, '--episodes', RUN / 'episodes'],
+     'no encoder and no decoder'),
+    (['--from', 'nowhere', '--episodes', RUN / 'episodes'], 'nowhere'),
+    (['--from', RUN / 'episodes', '--episodes', RUN / 'episodes'],
+     'neither a checkpoint'),
+    (['--from', TRAINED, '--episodes', RUN], 'no episodes in'),
+    (['--from', TRAINED, '--task', 'x', '--out', 'x.txt'], '.json'),
+    (['--from', TRAINED, '--task', 'x', '--picture', 'no/x.png'],
+     'there is no directory no')])
+def test_what_cannot_be_ranked_is_one_line(words, part, capsys):
+  assert program(*words) == 2
+  error = capsys.readouterr().err
+  assert part in error and error.count('\n') == 1
+
+
+def test_an_unfinished_directory_of_episodes_is_only_read(tmp_path, hopper):
+  folder = tmp_path / 'episodes'
+  folder.mkdir()
+  for path in episodes.paths(hopper):
+    (folder / path.name).write_bytes(path.read_bytes())
+  (folder / f'{path.name}.tmp').write_bytes(b'being written')
+  before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+  forecast.sequences(forecast.recorded(folder, 10), 2, 0)
+  assert before == {
+      path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
