@@ -48,6 +48,12 @@ def write_text(path, text):
     file.write(text.encode())
 
 
+def make_directory(path):
+  """Makes a directory and those around it where they are missing."""
+  with writing(path):
+    pathlib.Path(path).mkdir(parents=True, exist_ok=True)
+
+
 def sync_directory(path):
   """Makes renamed files stay when the machine stops, where that can be asked.
 

@@ -165,8 +165,7 @@ def save(path, data, keep=False):
   `path` keeps what it had.
   """
   path = pathlib.Path(path)
-  with files.writing(path):
-    path.parent.mkdir(parents=True, exist_ok=True)
+  files.make_directory(path.parent)
   with files.replacing(path, previous(path) if keep else None) as file:
     pickles.dump(data, file)
     size = file.tell()

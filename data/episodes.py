@@ -58,8 +58,7 @@ def paths(directory):
 
 def write(path, arrays):
   """Writes the arrays of an episode, whole or not at all."""
-  with files.writing(path):
-    path.parent.mkdir(parents=True, exist_ok=True)
+  files.make_directory(path.parent)
   with files.replacing(path) as file:
     np.savez_compressed(file, **arrays)
 

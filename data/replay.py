@@ -94,8 +94,7 @@ class Replay:
     if memory is None:
       memory = free_memory.available() // 4
     self._decoded = _Decoded(self._directory, int(memory))
-    with files.writing(self._directory):
-      self._directory.mkdir(parents=True, exist_ok=True)
+    files.make_directory(self._directory)
     for name in self._scan():
       self._enlist(name)
 

@@ -1,1 +1,1 @@
-"""The study of transfer: its commands, runs, figures and findings."""
+"""The study of transfer: its commands, and the runs and figures they gave."""

@@ -1,9 +1,9 @@
 """Runs the small study of transfer that results/ reports: a table of commands.
 
 python3 -m results.study --logdir ./logdir/study --jobs 2   runs what is missing
-python3 -m results.study --do list                          shows every command
-python3 -m results.study --do draw                          figures of what --out holds
-python3 -m results.study --do try                           twenty minutes of transfer
+python3 -m results.study --do list                a command a line
+python3 -m results.study --do draw                figures of what --out holds
+python3 -m results.study --do try                 twenty minutes of transfer
 
 It may be stopped at any moment, its runs save themselves; the same command
 continues. A run that is complete is kept in --out, from where it counts and
@@ -12,23 +12,18 @@ well be typed by hand.
 """
 
 import contextlib
-import csv
 import dataclasses
-import json
-import os
 import pathlib
-import platform
 import re
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
 import time
 
-from common import files, flags, options, terminal
-from data import checkpoints
-from data.logdir import CONFIG, Logdir, TRANSFER
+from common import files, flags, terminal
+from data.logdir import Logdir
+from results import keeping
 
 # The study: all commands, their order and the figures follow from this table.
 
@@ -65,7 +60,6 @@ FLAGS = dict(
 TRIAL_TASK = 'InvertedPendulumBulletEnv-v0'
 TRIAL = dict(steps=60_000, eval_every=2500)
 
-AGENT_LINES = 200  # that are kept of a run's metrics.jsonl
 
 
 def define_config():
@@ -94,8 +88,10 @@ def main(argv):
   if config.do == 'run':
     return work(chosen, config, runs)
   for run in chosen:
-    state = 'complete' if kept(run) else f'{reached(run):,}'
-    terminal.say(f'{state:>9}  {run.command}')
+    state = (
+        'complete' if keeping.kept(run)
+        else f'at step {keeping.reached(run):,}')
+    terminal.say(f'{run.command}  # {state}')
 
 
 # The commands
@@ -116,6 +112,10 @@ class Run:
   flags: dict
   after: tuple = ()
   file: pathlib.Path = None
+
+  @property
+  def output(self):
+    return self.logdir / 'output.txt'
 
   @property
   def words(self):
@@ -212,304 +212,109 @@ def select(runs, pattern):
   return [run for run in runs if run in chosen]
 
 
-# What became of them
-
-
-def rows(path):
-  """Lines of JSON, but for one that a crash cut off."""
-  found = []
-  for line in path.read_text().splitlines() if path.exists() else []:
-    with contextlib.suppress(ValueError):
-      found.append(json.loads(line))
-  return found
-
-
-def saved_flags(folder):
-  """The configuration in a log directory; empty if it cannot be read."""
-  with contextlib.suppress(terminal.UserError):
-    return Logdir(folder).read_config()
-  return {}
-
-
-def is_of(run, folder):
-  """Whether a directory holds a run with these flags, or continues as one."""
-  saved = saved_flags(folder)
-  config = options.SCRIPTS[run.script]().parse(run.words)
-  return saved.get('script') == run.script and all(
-      saved.get(key, config.default(key)) == value
-      for key, value in config.plain().items() if config.fixed(key))
-
-
-def reached(run, key='step'):
-  """The last step that the metrics report of `key`, 0 if there is none."""
-  return max(
-      (row['step'] for row in rows(Logdir(run.logdir).metrics) if key in row),
-      default=0)
-
-
-def complete(run):
-  """Whether a run has been evaluated at its end, and saved afterwards.
-
-  One that has other flags is not: when it is started again, it says which.
-  """
-  metrics = Logdir(run.logdir).metrics
-  checkpoint = Logdir(run.logdir).checkpoint
-  return (
-      is_of(run, run.logdir)
-      and reached(run, 'test/return') >= run.flags['steps']
-      and checkpoint.exists()
-      and checkpoint.stat().st_mtime_ns >= metrics.stat().st_mtime_ns)
-
-
-def kept(run):
-  """Whether the results hold a run, and what others start from."""
-  steps = [row['steps'] for row in rows(run.results / 'run.json')]
-  return (
-      is_of(run, run.results) and bool(steps)
-      and steps[0] >= run.flags['steps']
-      and (run.file is None or run.file.exists()))
-
-
 # Running them
 
 
 def work(runs, config, study=()):
   """Runs what is missing, `jobs` at a time; returns the exit status.
 
-  The table of results has a line for each run of `study`.
+  A signal ends the study, and is passed on to its runs so that they save. The
+  table of results has a line for each run of `study`.
   """
   done = set()
 
   def finish(run):
-    if not kept(run):
-      keep(run)
+    if not keeping.kept(run):
+      keeping.keep(run)
     done.add(run)
 
   for run in runs:
-    if kept(run) or complete(run):
+    if keeping.kept(run) or keeping.complete(run):
       finish(run)
   waiting = [run for run in runs if run not in done]
   terminal.say(f'{len(done)} of {len(runs)} runs are complete.')
-  going, failed = [], []
-  with Logdir(config.logdir).lock(), Signals() as signals:
+  going, failed, status = {}, [], 0
+  with Logdir(config.logdir).lock(), signals() as came:
     try:
       while True:
         ready = [run for run in waiting if done.issuperset(run.after)]
-        free = 0 if signals.status else config.jobs - len(going)
-        for run in ready[:free]:
+        for run in ready[:0 if status else config.jobs - len(going)]:
           waiting.remove(run)
-          going.append(Child(run))
+          going[run] = start(run), time.monotonic()
         if not going:
           break
         time.sleep(0.3)
-        signals.forward(going)
-        for child in [child for child in going if child.ended]:
-          going.remove(child)
-          if complete(child.run):
+        while came:
+          status = 128 + came.pop(0)
+          for process, _ in going.values():
+            process.terminate()
+        for run, (process, began) in [*going.items()]:
+          if process.poll() is None:
+            continue
+          del going[run]
+          if keeping.complete(run):
             word = 'done'
-            finish(child.run)
-          elif signals.status:
-            word = 'stopped'
+            finish(run)
           else:
-            word = 'failed'
-            failed.append(child.run.name)
+            word = 'stopped' if status else 'failed'
           terminal.say(
-              f'{word:<8} {child.report()}; {len(runs) - len(done)} remain')
+              f'{word:<8} {run.name} at step {keeping.reached(run):,} after '
+              f'{terminal.duration(time.monotonic() - began)}' +
+              f' with exit status {process.returncode}' *
+              bool(process.returncode) + f'; {len(runs) - len(done)} remain')
           if word == 'failed':
-            terminal.say(child.last_words())
+            failed.append(run.name)
+            terminal.say(last_words(run))
     finally:
-      for child in going:
-        child.stop()
+      for process, _ in going.values():
+        process.terminate()
+      for process, _ in going.values():
+        process.wait()
       if study:
-        write_table(study, config.out)
-  if signals.status:
+        keeping.write_table(study, config.out)
+  if status:
     terminal.say('stopped; the same command continues.')
   elif failed:
     terminal.say(f'failed: {", ".join(failed)}' + (
         f'; {len(waiting)} runs need what failed' * bool(waiting)))
-  return signals.status or int(bool(failed))
+  return status or int(bool(failed))
 
 
-class Child:
-  """The process of a run."""
-
-  def __init__(self, run):
-    self.run = run
-    self._began = time.monotonic()
-    self._output = run.logdir / 'output.txt'
-    terminal.say(f'start    {run.name} at step {reached(run):,}')
-    make_directory(run.logdir)
-    with (run.logdir / 'sessions.jsonl').open('a') as file:
-      file.write(json.dumps(session(run)) + '\n')
-    # In a session of its own, so that Ctrl-C reaches it once: a second signal
-    # would keep it from saving.
-    with self._output.open('ab') as file:
-      self._process = subprocess.Popen(
-          [sys.executable, str(files.ROOT / run.script), *run.words],
-          stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT,
-          start_new_session=True)
-
-  @property
-  def ended(self):
-    return self._process.poll() is not None
-
-  def terminate(self):
-    self._process.terminate()
-
-  def stop(self):
-    self.terminate()
-    self._process.wait()
-
-  def report(self):
-    time_taken = terminal.duration(time.monotonic() - self._began)
-    status = self._process.returncode
-    return (
-        f'{self.run.name} at step {reached(self.run):,} after {time_taken}' +
-        f' with exit status {status}' * bool(status))
-
-  def last_words(self):
-    lines = self._output.read_text(errors='replace').splitlines()
-    return '\n'.join([f'{self._output} ends with', *lines[-8:]])
-
-
-class Signals:
-  """Signals that end the study; they are passed on to its runs."""
-
-  statuses = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
-
-  def __enter__(self):
-    self.status = 0
-    self._came = []
-    # What is ignored, by nohup for example, stays ignored.
-    self._previous = {
-        number: signal.signal(number, lambda which, _: self._came.append(which))
-        for number in self.statuses
-        if signal.getsignal(number) != signal.SIG_IGN}
-    return self
-
-  def __exit__(self, *_):
-    for number, handler in self._previous.items():
+@contextlib.contextmanager
+def signals():
+  """A list of the signals to end that come, in place of their effect."""
+  came = []
+  # What is ignored, by nohup for example, stays ignored.
+  previous = {
+      number: signal.signal(number, lambda which, _: came.append(which))
+      for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+      if signal.getsignal(number) != signal.SIG_IGN}
+  try:
+    yield came
+  finally:
+    for number, handler in previous.items():
       signal.signal(number, handler)
 
-  def forward(self, children):
-    while self._came:
-      self.status = self.statuses[self._came.pop(0)]
-      for child in children:
-        child.terminate()
+
+def start(run):
+  """The process of a run, whose output goes on in a file beside it."""
+  terminal.say(f'start    {run.name} at step {keeping.reached(run):,}')
+  keeping.begin(run)
+  # In a session of its own, so that Ctrl-C reaches it once: a second signal
+  # would keep it from saving.
+  with files.writing(run.output), run.output.open('ab') as file:
+    return subprocess.Popen(
+        [sys.executable, str(files.ROOT / run.script), *run.words],
+        stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT,
+        start_new_session=True)
 
 
-def session(run):
-  """What to know of a run beside its flags."""
-  return dict(
-      began=time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()),
-      commit=commit(), machine=machine(), command=run.command)
+def last_words(run):
+  lines = run.output.read_text(errors='replace').splitlines()
+  return '\n'.join([f'{run.output} ends with', *lines[-8:]])
 
 
-def commit():
-  """The commit of the code, marked if a file of it was changed since."""
-  def git(*words):
-    return subprocess.run(
-        ['git', *words], cwd=files.ROOT, capture_output=True, text=True)
-
-  with contextlib.suppress(OSError):
-    name = git('rev-parse', '--short', 'HEAD').stdout.strip()
-    changed = git('diff', '--quiet', 'HEAD', '--', '*.py').returncode
-    return name and name + '-dirty' * bool(changed) or 'unknown'
-  return 'unknown'
-
-
-def machine():
-  cpu = re.search(
-      r'model name\s*: (.*)', pathlib.Path('/proc/cpuinfo').read_text())
-  return (
-      f'{cpu[1] if cpu else platform.machine()}, {os.cpu_count()} cores, '
-      f'Python {platform.python_version()}')
-
-
-def make_directory(path):
-  try:
-    path.mkdir(parents=True, exist_ok=True)
-  except OSError as error:
-    raise terminal.UserError(
-        f'{path} cannot be made: {error.strerror}.') from None
-
-
-# Results
-
-
-def write_table(runs, out):
-  """Tells of all runs how far they came."""
-  table = []
-  for run in runs:
-    table += rows(run.results / 'run.json') or [
-        dict(run=run.name, steps=reached(run), command=run.command)]
-  make_directory(out)
-  with (out / 'runs.csv').open('w', newline='') as file:
-    writer = csv.DictWriter(file, max(table, key=len))
-    writer.writeheader()
-    writer.writerows(table)
-
-
-def keep(run):
-  """Copies what is worth keeping of a complete run."""
-  make_directory(run.results)
-  if run.file:
-    bundle(run)
-  for name in (CONFIG, TRANSFER):
-    if (run.logdir / name).exists():
-      shutil.copyfile(run.logdir / name, run.results / name)
-  lines = Logdir(run.logdir).metrics.read_text().splitlines(keepends=True)
-  Logdir(run.results).metrics.write_text(''.join(thinned(lines)))
-  # The last file, without which the others do not count.
-  (run.results / 'run.json').write_text(json.dumps(summary(run)) + '\n')
-
-
-def thinned(lines):
-  """All lines of episodes, and every nth of the agent's so that few remain."""
-  agent = [
-      index for index, line in enumerate(lines)
-      if '"test/return"' not in line and '"train/return"' not in line]
-  every = -(-len(agent) // AGENT_LINES) or 1
-  dropped = set(agent) - set(agent[::every])
-  return [line for index, line in enumerate(lines) if index not in dropped]
-
-
-def summary(run):
-  """A row of runs.csv."""
-  sessions = rows(run.logdir / 'sessions.jsonl')
-  progress = checkpoints.load(Logdir(run.logdir).checkpoint)['progress']
-  return dict(
-      run=run.name, seed=run.flags['seed'], steps=reached(run),
-      hours=round(progress['seconds'] / 3600, 3),
-      random_return=random_return(run),
-      commits=' '.join(dict.fromkeys(s['commit'] for s in sessions)),
-      machine='; '.join(dict.fromkeys(s['machine'] for s in sessions)),
-      command=run.command)
-
-
-def random_return(run):
-  """Mean return of the random actions before training, of a single task."""
-  saved = saved_flags(run.logdir)
-  returns = [
-      row['train/return'] for row in rows(Logdir(run.logdir).metrics)
-      if 'train/return' in row and row['step'] <= saved['prefill']]
-  if saved.get('task2') or not returns:
-    return None
-  return round(sum(returns) / len(returns), 3)
-
-
-def bundle(run):
-  """Keeps of a source run what transfer needs: no optimizers, no progress."""
-  checkpoint = Logdir(run.logdir).checkpoint
-  data = checkpoints.load(checkpoint)
-  make_directory(run.file.parent)
-  if run.script == 'dreamer-multi-task.py':
-    names = 'format', 'script', 'config', 'action_dim', 'step', 'variables'
-    checkpoints.save(run.file, {name: data[name] for name in names})
-  else:
-    checkpoints.save_module(
-        run.file, 'reward', checkpoints.module(checkpoint, 'reward'),
-        data['config'])
+# Figures
 
 
 def drawings(out):

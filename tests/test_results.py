@@ -8,7 +8,7 @@ import re
 import pytest
 
 from data import checkpoints
-from results import study
+from results import keeping, study
 
 ROOT = pathlib.Path(__file__).parent.parent
 RESULTS = ROOT / 'results'
@@ -37,7 +37,7 @@ def runs(monkeypatch):
 
 
 def test_all_runs_of_the_table_are_reported(runs):
-  assert [run.name for run in runs if not study.kept(run)] == []
+  assert [run.name for run in runs if not keeping.kept(run)] == []
   table = read_csv(RESULTS / 'runs.csv')
   assert [row['run'] for row in table] == [run.name for run in runs]
   for row, run in zip(table, runs):
@@ -140,7 +140,7 @@ def test_wrong_signs_are_those_of_the_runs():
       assert (config['term'], config['task']) == (term, task)
       assert config['steps'] == study.STEPS[task]
       assert study.FLAGS.items() <= config.items()
-      lines = study.rows(folder / 'metrics.jsonl')
+      lines = keeping.rows(folder / 'metrics.jsonl')
       last = [
           line['test/return'] for line in lines
           if 'test/return' in line and line['step'] > 0.9 * config['steps']]

@@ -17,7 +17,7 @@ import pytest
 from data import checkpoints
 import dreamer
 import running
-from results import study
+from results import keeping, study
 from common import files, options, terminal
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -28,6 +28,8 @@ PENDULUM, WALKER = study.SOURCES
 FAKE = '''
 import json, os, pathlib, signal, sys, time
 sys.path.append(os.getcwd())
+import numpy as np
+from common import options
 from data import checkpoints
 flags = {k[2:]: v for k, v in zip(sys.argv[1::2], sys.argv[2::2])}
 logdir = pathlib.Path(flags['logdir'])
@@ -39,7 +41,7 @@ if name == 'dreamer.py' and flags['seed'] == FAILING:
   sys.exit('this one cannot be done')
 saved = logdir / 'variables.pkl'
 step = checkpoints.load(saved)['step'] if saved.exists() else 0
-values = {k: parse(v) for k, v in flags.items()}
+values = options.SCRIPTS[name]().parse(sys.argv[1:]).plain()
 (logdir / 'config.json').write_text(json.dumps({'script': name, **values}))
 metrics = (logdir / 'metrics.jsonl').open('a')
 print('from', step, flush=True)
@@ -57,16 +59,6 @@ checkpoints.save(saved, {
     'variables': {'reward/hout/bias': np.zeros(1, np.float32)}})
 sys.exit(143 if stopped else 0)
 '''
-PARSE = '''
-import ast
-import numpy as np
-def parse(text):
-  try:
-    return ast.literal_eval(text)
-  except (ValueError, SyntaxError):
-    return text
-'''
-
 
 @pytest.fixture
 def two_seeds(monkeypatch):
@@ -155,6 +147,21 @@ def test_only_takes_sources_along(tmp_path, two_seeds):
       study.select(runs, bad)
 
 
+def test_list_has_a_command_a_line(tmp_path, two_seeds, capsys):
+  """Lines may be pasted, and a job array takes one of them."""
+  runs = study.all_runs(tmp_path, tmp_path / 'out')
+  write_run(runs[0], evaluations(200))
+  study.main([
+      '--do', 'list', '--logdir', str(tmp_path), '--out',
+      str(tmp_path / 'out')])
+  lines = capsys.readouterr().out.splitlines()
+  assert len(lines) == len(runs)
+  for line, run in zip(lines, runs):
+    words = ['python3', run.script, *run.words]
+    assert shlex.split(line, comments=True) == words
+  assert lines[0].endswith('# at step 200') and lines[1].endswith('# at step 0')
+
+
 # What is complete
 
 
@@ -188,16 +195,17 @@ def write_run(run, lines=None, agent=None, **config):
 @pytest.fixture
 def run(tmp_path):
   return study.make_run(
-      tmp_path, tmp_path / 'out', 'task/scratch', 'dreamer.py', 0, task='task', steps=1000)
+      tmp_path, tmp_path / 'out', 'task/scratch', 'dreamer.py', 0,
+      task='task', steps=1000)
 
 
 def test_complete(run):
-  assert not study.complete(run)
+  assert not keeping.complete(run)
   write_run(run)
-  assert study.complete(run)
+  assert keeping.complete(run)
   # Nothing that was learned depends on these.
   write_run(run, threads=2, eval_every=1, steps=2000)
-  assert study.complete(run)
+  assert keeping.complete(run)
 
 
 @pytest.mark.parametrize('change', [
@@ -205,32 +213,32 @@ def test_complete(run):
     dict(task='other')])
 def test_run_with_other_flags_is_not_complete(run, change):
   write_run(run, **change)
-  assert not study.complete(run)
+  assert not keeping.complete(run)
 
 
 def test_run_that_was_stopped_is_not_complete(run):
   write_run(run, evaluations(900))
-  assert not study.complete(run)
+  assert not keeping.complete(run)
   # It went to the end, but was not evaluated there.
   write_run(run, evaluations(900) + [{'step': 1000, 'train/return': 1.0}])
-  assert not study.complete(run)
-  assert study.reached(run) == 1000
-  assert study.reached(run, 'test/return') == 900
+  assert not keeping.complete(run)
+  assert keeping.reached(run) == 1000
+  assert keeping.reached(run, 'test/return') == 900
 
 
 def test_longer_run_continues(run):
   write_run(run)
   run.flags['steps'] = 2000
-  assert not study.complete(run)
+  assert not keeping.complete(run)
 
 
 def test_evaluation_after_the_last_checkpoint_does_not_count(run):
   write_run(run)
   metrics = (run.logdir / 'metrics.jsonl').stat().st_mtime_ns
   os.utime(run.logdir / 'variables.pkl', ns=(metrics - 1, metrics - 1))
-  assert not study.complete(run)
+  assert not keeping.complete(run)
   (run.logdir / 'variables.pkl').unlink()
-  assert not study.complete(run)
+  assert not keeping.complete(run)
 
 
 def test_damaged_files_are_not_complete(run):
@@ -238,11 +246,11 @@ def test_damaged_files_are_not_complete(run):
   with (run.logdir / 'metrics.jsonl').open('r+') as file:
     content = file.read()
     file.truncate(len(content) - 5)
-  assert study.reached(run) == 900
-  assert not study.complete(run)
+  assert keeping.reached(run) == 900
+  assert not keeping.complete(run)
   write_run(run)
   (run.logdir / 'config.json').write_text('{"script": ')
-  assert not study.complete(run)
+  assert not keeping.complete(run)
 
 
 # Running
@@ -254,7 +262,7 @@ class Driver:
   def __init__(self, folder, pause=0.0, failing=None, jobs=2):
     scripts = folder / 'scripts'
     scripts.mkdir(exist_ok=True)
-    code = PARSE + FAKE.replace('PAUSE', str(pause)).replace(
+    code = FAKE.replace('PAUSE', str(pause)).replace(
         'FAILING', repr(failing))
     for name in options.SCRIPTS:
       (scripts / name).write_text(code)
@@ -273,7 +281,8 @@ study.SINGLE_STEPS = study.SOURCE_STEPS = 20
 study.STEPS = dict.fromkeys(study.STEPS, 20)
 terminal.run(study.main)
 ''', '--logdir', str(self.logdir), '--jobs', str(jobs), '--out',
-         str(folder / 'out')], cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+         str(folder / 'out')], cwd=ROOT, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
   def finish(self):
     output, _ = self.popen.communicate(timeout=100)
@@ -299,7 +308,7 @@ def test_stopped_study_saves_its_runs_and_continues(
     tmp_path, runs, number, status):
   driver = Driver(tmp_path, pause=0.1)
   limit = time.monotonic() + 100
-  while sum(study.reached(run) > 3 for run in runs) < 2:
+  while sum(keeping.reached(run) > 3 for run in runs) < 2:
     assert driver.popen.poll() is None and time.monotonic() < limit
     time.sleep(0.02)
   children = driver.children()
@@ -318,16 +327,16 @@ def test_stopped_study_saves_its_runs_and_continues(
       run: checkpoints.load(run.logdir / 'variables.pkl')['step']
       for run in stopped}
   assert all(3 < step < 20 for step in saved.values())
-  assert not any(map(study.complete, runs))
+  assert not any(map(keeping.complete, runs))
   if number != signal.SIGTERM:
     return
 
   code, output = Driver(tmp_path, jobs=6).finish()
   assert code == 0, output
-  assert all(map(study.complete, runs))
+  assert all(map(keeping.complete, runs))
   for run, step in saved.items():
     assert (run.logdir / 'output.txt').read_text() == f'from 0\nfrom {step}\n'
-    assert len(study.rows(run.logdir / 'sessions.jsonl')) == 2
+    assert len(keeping.rows(run.logdir / 'sessions.jsonl')) == 2
     assert f'done     {run.name} at step 20 after' in output
   assert '; 1 remain' in output and '; 0 remain' in output
 
@@ -341,7 +350,7 @@ def test_stopped_study_saves_its_runs_and_continues(
 def test_other_runs_go_on_when_one_fails(tmp_path, runs):
   code, output = Driver(tmp_path, failing='1', jobs=6).finish()
   assert code == 1
-  failed = [run for run in runs if not study.complete(run)]
+  failed = [run for run in runs if not keeping.complete(run)]
   assert {run.name for run in failed} == {
       run.name for run in runs
       if run.script == 'dreamer.py' and run.flags['seed'] == 1}
@@ -360,13 +369,13 @@ def test_what_needs_a_failed_run_is_not_started(tmp_path, runs):
   needing = [run for run in runs if source in run.after]
   assert f'{len(needing)} runs need what failed' in output
   for run in runs:
-    assert study.complete(run) == (run != source and run not in needing)
+    assert keeping.complete(run) == (run != source and run not in needing)
     assert run.logdir.exists() == (run not in needing)
 
 
 def test_two_studies_cannot_share_a_log_directory(tmp_path, runs):
   first = Driver(tmp_path, pause=0.1)
-  while not any(map(study.reached, runs)):
+  while not any(map(keeping.reached, runs)):
     time.sleep(0.02)
   code, output = Driver(tmp_path).finish()
   first.popen.send_signal(signal.SIGTERM)
@@ -387,7 +396,7 @@ def test_thinned(agent):
       lines.append(json.dumps({'step': index, 'train/return': 1.0}))
     if index % 50 == 0:
       lines.append(json.dumps({'step': index, 'test/return': 1.0}))
-  kept = study.thinned(lines)
+  kept = keeping.thinned(lines)
   assert kept == [line for line in lines if line in set(kept)]
   scores = [line for line in lines if 'return' in line]
   assert [line for line in kept if 'return' in line] == scores
@@ -436,11 +445,11 @@ def results(tmp_path, two_seeds, monkeypatch):
     session = dict(commit='abc', machine='one', command=run.command)
     (run.logdir / 'sessions.jsonl').write_text(2 * (json.dumps(session) + '\n'))
   (runs[-1].logdir / 'transfer.txt').write_text('what became of it\n')
-  assert not any(map(study.kept, runs))
+  assert not any(map(keeping.kept, runs))
   assert study.main([
       '--logdir', str(tmp_path / 'logdir'), '--out',
       str(tmp_path / 'results')]) == 0
-  assert all(map(study.kept, runs))
+  assert all(map(keeping.kept, runs))
   return tmp_path / 'results', runs
 
 
@@ -475,15 +484,15 @@ def test_what_is_kept_needs_no_log_directory(results, tmp_path):
   assert running.content(out) == before
   run = runs[-1]
   run.flags['steps'] += 1
-  assert not study.kept(run)
+  assert not keeping.kept(run)
   run.flags.update(steps=run.flags['steps'] - 1, seed=5)
-  assert not study.kept(run)
+  assert not keeping.kept(run)
   runs[0].file.unlink()
-  assert not study.kept(runs[0])
+  assert not keeping.kept(runs[0])
   # A run that failed half way is in the table as well.
   (out / 'runs' / runs[1].name / 'run.json').unlink()
   write_run(runs[1], curve(runs[1])[:-2])
-  study.write_table(runs, out)
+  keeping.write_table(runs, out)
   row = read_csv(out / 'runs.csv')[1]
   assert (row['run'], row['steps'], row['commits']) == (
       runs[1].name, '3000', '')
@@ -568,7 +577,8 @@ def test_readme_tells_what_is_run():
       ', '.join(map(str, study.SEEDS)),
       ', '.join(map(str, study.SEEDS.values()))):
     assert fact in text, fact
-  commands = re.findall(r'^python3 (-m [\w.]+|[\w-]+\.py) (.*?)(?:  +#.*)?$', text, re.M)
+  commands = re.findall(
+      r'^python3 (-m [\w.]+|[\w-]+\.py) (.*?)(?:  +#.*)?$', text, re.M)
   assert len(commands) == 4
   for script, words in commands:
     module = (

@@ -1,0 +1,199 @@
+"""How far the runs of the study came, and what of them results/ keeps.
+
+A run is a `study.Run`: `logdir` is where it writes, `results` what is kept of
+it, and `file` what others start from.
+"""
+
+import contextlib
+import csv
+import io
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import time
+
+from common import files, options, terminal
+from data import checkpoints
+from data.logdir import CONFIG, Logdir, TRANSFER
+
+AGENT_LINES = 200  # that are kept of a run's metrics.jsonl
+
+
+# How far a run came
+
+
+def rows(path):
+  """Lines of JSON, but for one that a crash cut off."""
+  found = []
+  for line in path.read_text().splitlines() if path.exists() else []:
+    with contextlib.suppress(ValueError):
+      found.append(json.loads(line))
+  return found
+
+
+def reached(run, key='step'):
+  """The last step that the metrics report of `key`, 0 if there is none."""
+  return max(
+      (row['step'] for row in rows(Logdir(run.logdir).metrics) if key in row),
+      default=0)
+
+
+def complete(run):
+  """Whether a run has been evaluated at its end, and saved afterwards.
+
+  One that has other flags is not: when it is started again, it says which.
+  """
+  metrics = Logdir(run.logdir).metrics
+  checkpoint = Logdir(run.logdir).checkpoint
+  return (
+      _is_of(run, run.logdir)
+      and reached(run, 'test/return') >= run.flags['steps']
+      and checkpoint.exists()
+      and checkpoint.stat().st_mtime_ns >= metrics.stat().st_mtime_ns)
+
+
+def kept(run):
+  """Whether the results hold a run, and what others start from."""
+  steps = [row['steps'] for row in rows(run.results / 'run.json')]
+  return (
+      _is_of(run, run.results) and bool(steps)
+      and steps[0] >= run.flags['steps']
+      and (run.file is None or run.file.exists()))
+
+
+def _is_of(run, folder):
+  """Whether a directory holds a run with all flags that a command gives.
+
+  Those that a continued run may change do not count; others may follow from
+  the task.
+  """
+  saved = _saved_flags(folder)
+  config = options.SCRIPTS[run.script]().parse(run.words)
+  changed = config.changed()
+  return saved.get('script') == run.script and all(
+      saved.get(key, config.default(key)) == value
+      for key, value in config.plain().items()
+      if config.fixed(key) and (key in changed or config.given(key)))
+
+
+def _saved_flags(folder):
+  """The configuration in a log directory; empty if it cannot be read."""
+  with contextlib.suppress(terminal.UserError):
+    return Logdir(folder).read_config()
+  return {}
+
+
+# What is kept
+
+
+def begin(run):
+  """Notes by which code and on which machine a run is started."""
+  session = dict(
+      began=time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()),
+      commit=_commit(), machine=_machine(), command=run.command)
+  files.make_directory(run.logdir)
+  with files.writing(run.logdir), open(
+      run.logdir / 'sessions.jsonl', 'a') as file:
+    file.write(json.dumps(session) + '\n')
+
+
+def keep(run):
+  """Copies what is worth keeping of a complete run."""
+  files.make_directory(run.results)
+  if run.file:
+    _bundle(run)
+  logdir, results = Logdir(run.logdir), Logdir(run.results)
+  with files.writing(run.results):
+    for name in (CONFIG, TRANSFER):
+      if (run.logdir / name).exists():
+        shutil.copyfile(run.logdir / name, run.results / name)
+  lines = logdir.metrics.read_text().splitlines(keepends=True)
+  files.write_text(results.metrics, ''.join(thinned(lines)))
+  # The last file, without which the others do not count.
+  files.write_text(
+      run.results / 'run.json', json.dumps(_summary(run)) + '\n')
+
+
+def write_table(runs, out):
+  """Tells of all runs how far they came, in `runs.csv`."""
+  table = []
+  for run in runs:
+    table += rows(run.results / 'run.json') or [
+        dict(run=run.name, steps=reached(run), command=run.command)]
+  text = io.StringIO(newline='')
+  writer = csv.DictWriter(text, max(table, key=len))
+  writer.writeheader()
+  writer.writerows(table)
+  files.make_directory(out)
+  files.write_text(out / 'runs.csv', text.getvalue())
+
+
+def thinned(lines):
+  """All lines of episodes, and every nth of the agent's so that few remain."""
+  agent = [
+      index for index, line in enumerate(lines)
+      if '"test/return"' not in line and '"train/return"' not in line]
+  every = -(-len(agent) // AGENT_LINES) or 1
+  dropped = set(agent) - set(agent[::every])
+  return [line for index, line in enumerate(lines) if index not in dropped]
+
+
+def _summary(run):
+  """A row of runs.csv."""
+  sessions = rows(run.logdir / 'sessions.jsonl')
+  progress = checkpoints.load(Logdir(run.logdir).checkpoint)['progress']
+  return dict(
+      run=run.name, seed=run.flags['seed'], steps=reached(run),
+      hours=round(progress['seconds'] / 3600, 3),
+      random_return=_random_return(run),
+      commits=' '.join(dict.fromkeys(s['commit'] for s in sessions)),
+      machine='; '.join(dict.fromkeys(s['machine'] for s in sessions)),
+      command=run.command)
+
+
+def _random_return(run):
+  """Mean return of the random actions before training, of a single task."""
+  saved = _saved_flags(run.logdir)
+  returns = [
+      row['train/return'] for row in rows(Logdir(run.logdir).metrics)
+      if 'train/return' in row and row['step'] <= saved['prefill']]
+  if saved.get('task2') or not returns:
+    return None
+  return round(sum(returns) / len(returns), 3)
+
+
+def _bundle(run):
+  """Keeps of a source run what transfer needs: no optimizers, no progress."""
+  checkpoint = Logdir(run.logdir).checkpoint
+  data = checkpoints.load(checkpoint)
+  if run.script == 'dreamer-multi-task.py':
+    names = 'format', 'script', 'config', 'action_dim', 'step', 'variables'
+    checkpoints.save(run.file, {name: data[name] for name in names})
+  else:
+    checkpoints.save_module(
+        run.file, 'reward', checkpoints.module(checkpoint, 'reward'),
+        data['config'])
+
+
+def _commit():
+  """The commit of the code, marked if a file of it was changed since."""
+  def git(*words):
+    return subprocess.run(
+        ['git', *words], cwd=files.ROOT, capture_output=True, text=True)
+
+  with contextlib.suppress(OSError):
+    name = git('rev-parse', '--short', 'HEAD').stdout.strip()
+    changed = git('diff', '--quiet', 'HEAD', '--', '*.py').returncode
+    return name and name + '-dirty' * bool(changed) or 'unknown'
+  return 'unknown'
+
+
+def _machine():
+  cpu = platform.machine()
+  with contextlib.suppress(OSError, TypeError):
+    cpu = re.search(
+        r'model name\s*: (.*)', open('/proc/cpuinfo').read())[1]
+  return f'{cpu}, {os.cpu_count()} cores, Python {platform.python_version()}'
