@@ -13,6 +13,7 @@ TensorFlow is never imported here: workers import this module and stay small.
 
 import contextlib
 import difflib
+import re
 
 import gymnasium as gym
 from gymnasium.wrappers import TimeLimit
@@ -61,9 +62,11 @@ def make_env(
       and observations that are not finite.
   """
   _check_settings(action_repeat, time_limit, render)
-  with _quiet_libraries(task):
+  with _quiet_libraries(task), registered.plain_errors(task):
     base = _make_base(task, termination, render, camera, end_of_life, noops)
-    base.reset(seed=0)  # What goes wrong or takes time does so here.
+    # What goes wrong or takes time does so here.
+    base.reset(seed=0)
+    base.picture(SIZE, SIZE)
   env = CheckFinite(base)
   env = ActionRepeat(env, action_repeat)
   env = _vector_actions(env, task)
@@ -125,10 +128,33 @@ def _check_settings(action_repeat, time_limit, render):
 def _check_name(task, names):
   if task in names:
     return
-  lower = {name.lower(): name for name in names}
-  near = difflib.get_close_matches(task.lower(), lower, n=4, cutoff=0.5)
-  near = ', '.join(lower[name] for name in near) or 'none'
+  near = ', '.join(_near_names(task, names)) or 'none'
   raise terminal.UserError(f"unknown task '{task}'; near matches: {near}")
+
+
+def _near_names(task, names, amount=4):
+  """Names that contain the words of a task, then those spelt alike."""
+  # Names of other programs: ALE/Pong-v5, PongNoFrameskip-v4, HopperPyBullet.
+  core = re.sub(
+      r'^ale/|-v\d+$|noframeskip|deterministic|(py)?bullet(env)?', '',
+      task.lower())
+  words = re.findall('[a-z0-9]+', core)
+  squashed = {name: re.sub('[^a-z0-9]', '', name.lower()) for name in names}
+  having = [
+      name for name in names if len(''.join(words)) > 2 and (
+          ''.join(words) in squashed[name]
+          or all(word in squashed[name] for word in words))]
+  having.sort(key=lambda name: (_rank(name), len(name)))
+  lower = {name.lower(): name for name in names}
+  alike = difflib.get_close_matches(task.lower(), lower, amount, 0.5)
+  return list(dict.fromkeys(
+      having + [lower[name] for name in alike]))[:amount]
+
+
+def _rank(name):
+  if name.endswith('BulletEnv-v0'):
+    return 0
+  return 1 if name.startswith(('dmc_', 'atari_')) else 2
 
 
 def _make_base(task, termination, render, camera, end_of_life, noops):
@@ -197,7 +223,7 @@ class ActionRepeat(gym.Wrapper):
 
 def _vector_actions(env, task):
   if isinstance(env.action_space, gym.spaces.Box):
-    return NormalizeActions(env)
+    return NormalizeActions(env, task)
   if isinstance(env.action_space, gym.spaces.Discrete):
     return OneHotActions(env)
   raise terminal.UserError(
@@ -206,23 +232,45 @@ def _vector_actions(env, task):
 
 
 class NormalizeActions(gym.ActionWrapper):
-  """Flat actions in [-1, 1] where the bounds are finite."""
+  """Flat actions: -1, 0 and 1 are low, middle and high of the environment's.
 
-  def __init__(self, env):
+  Whole numbers are rounded. Dimensions without bounds get actions as they are.
+  """
+
+  def __init__(self, env, task):
+    """Raises a `terminal.UserError` for bounds on one side alone."""
     super().__init__(env)
     space = env.action_space
     low, high = np.ravel(space.low), np.ravel(space.high)
     bounded = np.isfinite(low) & np.isfinite(high)
+    free = np.isneginf(low) & np.isposinf(high)
+    if space.dtype.kind not in 'fiu' or not low.size or not all(bounded | free):
+      raise terminal.UserError(
+          f"task '{task}' has actions {space}; they must be numbers with "
+          'bounds on both sides or on none')
     self.action_space = gym.spaces.Box(
-        np.where(bounded, -1, low).astype(np.float32),
-        np.where(bounded, 1, high).astype(np.float32))
-    low, high = np.where(bounded, low, -1), np.where(bounded, high, 1)
-    # Bounds that are -1 and 1 already leave an action bit for bit as it is.
-    self._middle, self._half = (low + high) / 2, (high - low) / 2
-    self._shape = space.shape
+        np.where(bounded, -1, -np.inf).astype(np.float32),
+        np.where(bounded, 1, np.inf).astype(np.float32))
+    self._space = space
+    self._low, self._high = low, high
+    if space.dtype.kind in 'iu':
+      # Python's numbers hold the sum of any two bounds.
+      self._low, self._high = low.astype(object), high.astype(object)
+      self._middle = np.float64((self._low + self._high) / 2)
+      self._half = np.float64((self._high - self._low) / 2)
+    else:
+      # Halved first, as the sum of two bounds may be too large. Bounds of -1
+      # and 1 leave an action bit for bit as it is.
+      low, high = np.where(bounded, low, -1), np.where(bounded, high, 1)
+      self._middle, self._half = low / 2 + high / 2, high / 2 - low / 2
 
   def action(self, action):
-    return (self._middle + self._half * action).reshape(self._shape)
+    with np.errstate(over='ignore'):  # Infinity is cut to the bound.
+      action = self._middle + self._half * action
+    if self._space.dtype.kind in 'iu':
+      action = np.array([int(x) for x in np.rint(action)], object)
+    action = np.clip(action, self._low, self._high)
+    return action.astype(self._space.dtype).reshape(self._space.shape)
 
 
 class OneHot(gym.spaces.Box):

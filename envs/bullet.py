@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import functools
 import importlib.util
 
 import gymnasium as gym
@@ -11,12 +12,30 @@ from common import terminal
 from envs import libraries
 
 
+@functools.cache
+def register():
+  """Registers the tasks with Gymnasium where PyBullet is installed."""
+  with contextlib.suppress(ImportError), libraries.quiet():
+    importlib.import_module('pybullet_envs_gymnasium')
+
+
 def check_installed(task):
   """Raises a `terminal.UserError` for a PyBullet task without PyBullet."""
-  if task.endswith('BulletEnv-v0') and not importlib.util.find_spec('pybullet'):
+  missing = [
+      name for name in ('pybullet', 'pybullet_envs_gymnasium')
+      if not _installed(name)]
+  if task.lower().endswith('bulletenv-v0') and missing:
     raise terminal.UserError(
-        f"task '{task}' needs PyBullet, which has wheels for Python 3.10 and "
-        '3.11 only: make clean, then make train PYTHON=python3.11')
+        f"task '{task}' needs PyBullet, which is not installed "
+        f'({", ".join(missing)}). It has wheels for Python 3.10 and 3.11 only: '
+        'make clean, then make train PYTHON=python3.11')
+
+
+def _installed(name):
+  try:
+    return importlib.util.find_spec(name) is not None
+  except ValueError:  # Hidden from programs.
+    return False
 
 
 @contextlib.contextmanager
@@ -103,5 +122,6 @@ class Bullet(gym.Env):
 
 def limit(task):
   """Registered time limit of a task in environment steps; None of others."""
+  register()
   spec = gym.registry.get(task) if task.endswith('BulletEnv-v0') else None
   return spec and spec.max_episode_steps

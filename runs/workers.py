@@ -20,6 +20,9 @@ from common import files, terminal
 import wrappers
 
 
+_SIGNALS = signal.SIGINT, signal.SIGTERM, signal.SIGUSR1
+
+
 class EnvFailure(Exception):
   """An environment crashed, hung or gave bad numbers.
 
@@ -65,25 +68,21 @@ class Environment:
   """
 
   def __init__(self, kind, task, settings, timeout, max_failures):
-    self.failures = 0
     self._kind = kind
     self._task = task
     self._settings = settings
     self._timeout = timeout
     self._max_failures = max_failures
     self._in_a_row = 0
-    self._spaces = None
+    self._space = None
     self._start()
-
-  @property
-  def observation_space(self):
-    """Space of the observations."""
-    return self._known_spaces()[0]
 
   @property
   def action_space(self):
     """Space of the actions."""
-    return self._known_spaces()[1]
+    if self._space is None:
+      self._wait_until_made()
+    return self._space
 
   def reset(self, seed=None):
     """Promises observation and info of a new episode."""
@@ -112,13 +111,8 @@ class Environment:
 
   def _wait_until_made(self):
     if not self._made:
-      self._spaces = self._receive()
+      self._space = self._receive()
       self._made = True
-
-  def _known_spaces(self):
-    if self._spaces is None:
-      self._wait_until_made()
-    return self._spaces
 
   def _promise(self, method, *args):
     if self._worker is None:
@@ -142,9 +136,8 @@ class Environment:
       raise terminal.UserError(values[0])
     message, details = values
     message = f'{self._task}: {message}'
-    self.failures += 1
     self._in_a_row += 1
-    if self._spaces is None:
+    if self._space is None:
       raise terminal.UserError(f'{message}\n{details}'.strip())
     if self._in_a_row >= self._max_failures:
       raise terminal.UserError(
@@ -164,16 +157,17 @@ class _Server:
     That is the result, the message for the user, or a line and the details.
     """
     try:
-      return 'result', getattr(self, method)(*args)
+      with _own_signals(), _own_directory():
+        return 'result', getattr(self, method)(*args)
     except terminal.UserError as error:
       return 'user error', str(error)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
       line = traceback.format_exception_only(error)[-1].splitlines()[0]
       return 'failure', line, traceback.format_exc()
 
   def make(self, task, settings):
     self._env = wrappers.make_env(task, **settings)
-    return self._env.observation_space, self._env.action_space
+    return self._env.action_space
 
   def reset(self, seed):
     return self._env.reset(seed=seed)
@@ -202,6 +196,36 @@ def _serve(connection):
   finally:
     server.close()
     connection.close()
+
+
+@contextlib.contextmanager
+def _own_signals():
+  """Puts this program's signal handlers back that an environment replaced."""
+  if threading.current_thread() is not threading.main_thread():
+    yield  # Python lets no other thread change them.
+    return
+  handlers = {name: signal.getsignal(name) for name in _SIGNALS}
+  try:
+    yield
+  finally:
+    for name, handler in handlers.items():
+      if handler is not None:
+        signal.signal(name, handler)
+
+
+@contextlib.contextmanager
+def _own_directory():
+  """Returns to the working directory that an environment left."""
+  try:
+    before = os.open('.', os.O_RDONLY | os.O_DIRECTORY)
+  except OSError:  # It may not be read or was removed.
+    yield
+    return
+  try:
+    yield
+  finally:
+    os.fchdir(before)
+    os.close(before)
 
 
 class _Here:
@@ -332,7 +356,7 @@ class _Process(_Remote):
 def serve(descriptor):
   """Runs a worker process at one end of a socket."""
   # The main process decides when to end, and ends this one by hanging up.
-  for name in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+  for name in _SIGNALS:
     signal.signal(name, signal.SIG_IGN)
   resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
   faulthandler.enable()

@@ -138,7 +138,6 @@ def test_all_kinds_give_the_same(task):
   episodes = []
   for kind in KINDS:
     env = workers.make(kind, task, action_dim=8, time_limit=60)
-    assert env.observation_space['image'].shape == (64, 64, 3)
     assert env.action_space.shape == (8,)
     rng = np.random.default_rng(0)
     episode = [env.reset(11)()]
@@ -190,12 +189,10 @@ def test_errors_are_told_and_mended(make, kind, order, line, where):
   assert '\n' not in str(caught.value)
   assert where in caught.value.details
   assert 'Traceback' in caught.value.details
-  assert env.failures == 1
   with pytest.raises(RuntimeError, match='reset'):
     env.step(obey('nothing'))
   env.reset(0)()
   assert env.step(obey('nothing'))()[1] == 0.0
-  assert env.failures == 1
 
 
 @pytest.mark.parametrize('kind', REMOTE)
@@ -255,7 +252,6 @@ def test_failures_in_a_row_are_the_users(make, kind):
       env.step(obey('raise'))()
   assert '3 in a row' in str(caught.value)
   assert '[].disobey()' in str(caught.value)
-  assert env.failures == 7
 
 
 @pytest.mark.parametrize('kind', KINDS)
