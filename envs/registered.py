@@ -20,8 +20,8 @@ from envs import bullet, control, pictures
 # Modules of this program, which no task is taken from.
 OWN = frozenset({
     'analysis', 'benchmarks', 'common', 'data', 'dreamer', 'envs', 'evaluate',
-    'export', 'look', 'models', 'plotting', 'results', 'runs', 'tests', 'tools',
-    'transfer', 'wrappers'})
+    'export', 'look', 'models', 'plotting', 'rank', 'results', 'runs', 'tests',
+    'tools', 'transfer', 'wrappers'})
 
 
 class Rendered(gym.Wrapper):
