@@ -2,16 +2,19 @@
 
 import json
 import pathlib
+import pickle
 
 import numpy as np
 import pytest
 import scipy.stats
 
-from common import terminal
+from analysis import prediction
+from common import patterns, precision, terminal
 from common.backend import tf, tfd
 from data import checkpoints
 import dreamer
 import models
+import running
 import tensorflow_probability as tfp
 import tools
 
@@ -590,6 +593,168 @@ def test_load_agent_without_a_checkpoint(tmp_path):
     dreamer.load_agent(tmp_path / 'variables.pkl')
 
 
+def test_loading_changes_no_file(trained, tmp_path, capfd):
+  """The file may be of a run that is going on."""
+  agent, _ = trained
+  for _ in range(2):
+    agent.save(tmp_path / 'variables.pkl', keep=True)
+  damaged = (tmp_path / 'variables.pkl').read_bytes()[:-100]
+  (tmp_path / 'variables.pkl').write_bytes(damaged)
+  before = running.content(tmp_path)
+  loaded = dreamer.load_agent(tmp_path)
+  assert_same(arrays(loaded), arrays(agent))
+  assert running.content(tmp_path) == before
+  assert 'variables.prev.pkl' in capfd.readouterr().err
+
+
+def test_an_agent_comes_back_without_the_script_that_trained_it(
+    trained, tmp_path):
+  agent, _ = trained
+  agent.save(tmp_path / 'variables.pkl', script='of_somebody_else.py')
+  loaded = dreamer.load_agent(tmp_path)
+  assert loaded.script == 'of_somebody_else.py'
+  assert_same(arrays(loaded), arrays(agent))
+
+
+def test_a_part_that_was_frozen_is_trained_afterwards(tmp_path):
+  agent = make_agent(freeze='^actor')
+  train(agent)
+  agent.save(tmp_path / 'variables.pkl')
+  saved = checkpoints.load(tmp_path / 'variables.pkl')
+  assert set(saved['optimizers']) == {'model', 'value'}
+  thawed = dreamer.Dreamer.from_checkpoint(
+      make_config(), ACTIONS, saved)
+  assert thawed.optimizers['model'].state()['iterations'] == 1
+  before = arrays(thawed)
+  train(thawed)
+  assert changed(before, arrays(thawed)) == set(before)
+
+
+### Activations and precision ###
+
+
+def test_rssm_has_elu_whatever_dense_act():
+  for act in ('relu', 'leaky_relu', 'tanh'):
+    agent = make_agent(dense_act=act)
+    assert {
+        layer.activation.__name__ for name, layer
+        in agent._dynamics._layers.items() if name != 'gru'} == {
+            'elu', 'linear'}
+    kernel = agent.variables['reward/h0/kernel'].numpy()
+    x = -np.ones([1, len(kernel)], np.float32)
+    hidden = agent._reward._layers['h0'](x).numpy()
+    expected = {
+        'relu': lambda x: np.maximum(x, 0), 'tanh': np.tanh,
+        'leaky_relu': lambda x: np.where(x > 0, x, 0.2 * x)}[act](x @ kernel)
+    np.testing.assert_allclose(hidden, expected, atol=1e-6)
+
+
+def test_leaky_convolutions():
+  agent = make_agent(cnn_act='leaky_relu')
+  x = np.random.default_rng(0).normal(size=(1, 6, 6, 3)).astype(np.float32)
+  layer = agent._encode._layers['h1']
+  linear = tf.nn.conv2d(x, layer.kernel, 2, 'VALID').numpy()
+  np.testing.assert_allclose(
+      layer(x), np.where(linear > 0, linear, 0.2 * linear), atol=1e-5)
+  assert agent._decode._layers['h5'].activation.__name__ == 'linear'
+
+
+def test_older_agents_keep_the_activation_of_their_rssm(tmp_path):
+  """Before rssm_act was saved, the RSSM had the activation of --dense_act."""
+  agent = dreamer.Dreamer(
+      make_config(dense_act='tanh'), ACTIONS, rssm_act='tanh')
+  train(agent)
+  state = agent.state()
+  new, old = tmp_path / 'new.pkl', tmp_path / 'old.pkl'
+  agent.save(new)
+  checkpoints.save(old, {
+      'format': checkpoints.CHECKPOINT,
+      **{key: state[key] for key in state if key not in (
+          'rssm_act', 'precision', 'frozen')}})
+  metrics = train(agent)
+  for path in (new, old):
+    loaded = dreamer.load_agent(path)
+    assert loaded.rssm_act == 'tanh'
+    assert train(loaded) == metrics
+    with pytest.raises(terminal.UserError, match='tanh.*elu.*load_agent'):
+      make_agent(dense_act='tanh').load(path)
+  # The public agent's RSSM has ELU, whatever its other layers have.
+  positions = tmp_path / 'positions.pkl'
+  positions.write_bytes(pickle.dumps(tuple(arrays(agent).values())))
+  assert dreamer.load_agent(positions).rssm_act == 'elu'
+
+
+def test_auto_precision_is_saved_and_kept(tmp_path, monkeypatch):
+  monkeypatch.setattr(precision, 'processor', lambda: {'avx512_bf16'})
+  path = tmp_path / 'variables.pkl'
+  agent = make_agent(precision='auto')
+  assert agent.precision == 'bfloat16'
+  train(agent)
+  agent.save(path)
+  metrics = train(agent)
+  # It goes on in bfloat16 where that is slow, unless told otherwise.
+  monkeypatch.setattr(precision, 'processor', set)
+  loaded = dreamer.load_agent(path)
+  assert loaded.precision == 'bfloat16' and train(loaded) == metrics
+  saved = checkpoints.load(path)
+  for flag, kept in (('auto', 'bfloat16'), ('32', '32'), ('16', '16')):
+    other = dreamer.Dreamer.from_checkpoint(
+        make_config(precision=flag), ACTIONS, saved)
+    assert other.precision == other.state()['precision'] == kept
+  # Runs from before precisions were saved had float32 on every processor.
+  monkeypatch.setattr(precision, 'processor', lambda: {'avx512_bf16'})
+  del saved['precision']
+  assert dreamer.Dreamer.from_checkpoint(
+      make_config(precision='auto'), ACTIONS, saved).precision == '32'
+
+
+def test_bfloat16_repeats(compiled):
+  metrics, values = [], []
+  for _ in range(2):
+    agent = make_agent(precision='bfloat16')
+    metrics.append(train(agent, 2))
+    values.append(arrays(agent))
+  assert metrics[0] == metrics[1]
+  assert_same(*values)
+
+
+def test_number_of_parameters(trained):
+  agent, file = trained
+  assert agent.parameters == sum(x.size for x in arrays(agent).values())
+
+
+@pytest.mark.parametrize('flag', ['freeze', 'weight_decay_pattern'])
+def test_a_pattern_that_fits_nothing_is_an_error(flag):
+  def start(pattern):
+    return dreamer.Dreamer.start(make_config(**{flag: pattern}), ACTIONS)
+
+  start('^actor/h0|reward.*bias')
+  start('^(encoder|pcont)/')  # An agent may have no pcont.
+  start('^actor|^pcont/h1')
+  with pytest.raises(
+      terminal.UserError, match=f"--{flag} '.encoderr/h1'.*encoder/h1"):
+    start('^encoderr/h1')
+  with pytest.raises(terminal.UserError, match="its part 'valeu'.*value"):
+    start(r'^actor/(h0|h\d)|valeu')
+  with pytest.raises(terminal.UserError, match=f'--{flag}.*expression'):
+    start('(')
+
+
+def test_patterns_of_a_run_that_goes_on_are_not_judged(tmp_path):
+  agent = make_agent(freeze='nothing', weight_decay_pattern='no|one')
+  agent.save(tmp_path / 'variables.pkl')
+  assert dreamer.load_agent(tmp_path).config.freeze == 'nothing'
+  saved = checkpoints.load(tmp_path / 'variables.pkl')
+  with pytest.raises(terminal.UserError, match='--freeze'):
+    dreamer.Dreamer.from_checkpoint(
+        make_config(freeze='nobody'), ACTIONS, saved)
+
+
+def test_alternatives_of_a_pattern():
+  assert patterns.alternatives(r'a(b|c)|[|(]d\||e') == [
+      'a(b|c)', r'[|(]d\|', 'e']
+
+
 def test_save_single(trained, tmp_path):
   agent, file = trained
   for module in agent.modules.values():
@@ -1098,6 +1263,50 @@ def test_images_are_scaled_once():
   scaled = dreamer.scale_image(tf.constant(image))
   np.testing.assert_allclose(scaled, [-0.5, -0.3, 0.5], atol=1e-6)
   np.testing.assert_array_equal(dreamer.scale_image(scaled), scaled)
+
+
+def test_second_batch_size(compiled):
+  """Of training and of the video, in graphs that are there already."""
+  agent = make_agent()
+  sizes = make_config(), make_config()
+  sizes[1].update(dict(batch_size=3, batch_length=7))
+  for config in sizes:
+    batch = make_batch(config)
+    assert np.isfinite(agent.train(batch)['model_loss'])
+    assert agent.open_loop(batch).shape == (
+        config.batch_length, 3 * 64, config.batch_size * 64, 3)
+
+
+def test_open_loop_sees_images_again_where_an_episode_begins():
+  agent = make_agent()
+  model = agent._dynamics
+  batch = dreamer.tensors(make_batch(agent.config))
+  data = agent.preprocess({
+      **batch, 'first': tf.constant(
+          [[False] * 6, [False, False, False, True, False, False]])})
+  tf.random.set_seed(3)
+  states = prediction.open_loop(agent, data, context=2)
+  embed = agent._encode(data)
+
+  def statistics(deter, embed=None):
+    state = model._prior(deter, 0.0) if embed is None else model._posterior(
+        deter, embed, 0.0)
+    return state['mean']
+
+  # Episodes begin at 0, and in the second sequence at 3 too.
+  seen = [[1, 1, 0, 0, 0, 0], [1, 1, 0, 1, 1, 0]]
+  for row in range(2):
+    for step in range(6):
+      deter = states['deter'][row, None, step]
+      expected = statistics(
+          deter, embed[row, None, step] if seen[row][step] else None)
+      np.testing.assert_allclose(
+          states['mean'][row, step], expected[0], rtol=1e-4, atol=1e-5)
+  # Nothing of the episode before is left in the state.
+  zeros = tf.zeros([1, ACTIONS])
+  begun = model.obs_step(model.initial(1), zeros, embed[1, None, 3])[0]
+  np.testing.assert_allclose(
+      states['deter'][1, 3], begun['deter'][0], rtol=1e-4, atol=1e-6)
 
 
 def test_open_loop_shows_truth_model_and_error():

@@ -11,6 +11,7 @@ import numpy as np
 from common.backend import tf
 import dreamer
 import running
+from runs import diagnosis
 
 cpu, = tf.config.list_physical_devices('CPU')
 tf.config.set_logical_device_configuration(
@@ -39,6 +40,14 @@ for name, x in one.variables.items():
 two.restore(one.state())
 for name, x in one.variables.items():
   assert np.array_equal(x.numpy(), two.variables[name].numpy()), name
+
+bad = dict(batch, reward=batch['reward'].copy())
+bad['reward'][-1, -1] = np.nan  # On the second device alone.
+for agent in (one, two):
+  names = diagnosis.bad_numbers(agent, bad)
+  assert names[:2] == ['data reward', 'likelihood reward'], names
+  assert not diagnosis.bad_numbers(agent, batch)
+  assert not diagnosis.bad_variables(agent)
 print('equal')
 '''
 
