@@ -57,11 +57,14 @@ def alternatives(pattern):
 
 def _near(part, names):
   """Some names that a pattern may have meant, layers and modules too."""
-  words = {}
-  for name in names:
-    pieces = name.split('/')
-    for count in range(1, len(pieces) + 1):
-      words['/'.join(pieces[:count])] = None
   plain = re.sub(r'[^\w/]', '', part)
-  return difflib.get_close_matches(plain, words, 3, 0.5) or sorted(
-      {name.split('/')[0] for name in names})
+  containing = [name for name in names if plain and plain in name]
+  pieces = [name.split('/') for name in names]
+  prefixes = dict.fromkeys(
+      '/'.join(words[:count]) for words in pieces
+      for count in range(1, len(words)))
+  for candidates in (names, prefixes):
+    close = containing or difflib.get_close_matches(plain, candidates, 3, 0.5)
+    if close:
+      return close[:3]
+  return sorted({words[0] for words in pieces})

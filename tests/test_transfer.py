@@ -237,7 +237,53 @@ def test_bad_pattern(tmp_path):
     ftl.Agent.start(configure(ftl, tmp_path, transfer=True, scale='('), 3)
 
 
+@pytest.mark.parametrize('flag', ['reset', 'scale', 'copy'])
+def test_rule_that_fits_no_variable(tmp_path, flag):
+  """The names are those of the rules, with img1 in two parts."""
+  source = source_agent()
+  for pattern in ('valeu/hout', '^reward|^valeu/hout'):
+    with pytest.raises(
+        terminal.UserError, match=f'--{flag} .*valeu.*value/hout'):
+      start(tmp_path, source, **{flag: pattern})
+  with pytest.raises(terminal.UserError, match='img1/kernel/action'):
+    start(tmp_path, source, **{flag: 'dynamics/img1/kernel$'})
+  start(tmp_path, source, **{flag: '^reward|^pcont|img1/kernel/action$'})
+
+
+def test_source_with_bad_numbers(tmp_path):
+  source = dreamer.Dreamer(configure(dreamer, '.'), 3)
+  for name in ('reward/hout/kernel', 'actor/hout/bias'):
+    variable = source.variables[name]
+    variable.assign(variable * np.nan + np.inf)
+  with pytest.raises(terminal.UserError) as error:
+    start(tmp_path, source)
+  assert str(tmp_path / 'variables.pkl') in str(error.value)
+  # The actor's output is not taken over.
+  assert 'not finite in reward/hout/kernel:' in str(error.value)
+  start(tmp_path, source, reset='^(actor|reward)/hout')
+
+
+def test_activation_of_the_source_s_dynamics_stays(tmp_path):
+  """An older agent was trained with --dense_act in its RSSM too."""
+  config = configure(dreamer, '.', dense_act='tanh')
+  source = dreamer.Dreamer(config, 3, rssm_act='tanh')
+  _, agent = start(tmp_path, source, dense_act='tanh')
+  assert agent.rssm_act == 'tanh'
+  agent.save(tmp_path / 'own.pkl')
+  assert dreamer.load_agent(tmp_path / 'own.pkl').rssm_act == 'tanh'
+  _, agent = start(tmp_path, source_agent(dense_act='tanh'), dense_act='tanh')
+  assert agent.rssm_act == 'elu'
+
+
 # Where the source of a transfer comes from.
+
+
+@pytest.mark.parametrize('flags, transfer', [
+    ('--source x', True), ('--source x --transfer False', False),
+    ('--source x --transfer True', True), ('', False)])
+def test_a_source_that_is_named_is_transferred_from(flags, transfer):
+  config = ftl.define_config().parse(['--task1', HOPPER, *flags.split()])
+  assert ftl.tasks(config) == [HOPPER] and config.transfer == transfer
 
 def test_directory_empty(tmp_path):
   logdir = tmp_path / 'run'
@@ -266,11 +312,12 @@ def test_directory_with_source(tmp_path):
       for name, value in arrays(second).items())
 
 
-def test_without_transfer_the_source_survives(tmp_path):
+def test_without_transfer_the_source_survives(tmp_path, capfd):
   save(source_agent(), tmp_path / 'variables.pkl')
   config = configure(ftl, tmp_path, transfer=False)
   agent = ftl.Agent.start(config, 3)
   agent.begin(tmp_path)
+  assert 'is not used (--transfer True' in capfd.readouterr().out
   fresh = arrays(dreamer.Dreamer(config, 3))
   assert all(same(v, fresh[name]) for name, v in arrays(agent).items())
   assert [path.name for path in tmp_path.iterdir()] == ['source.pkl']
@@ -467,6 +514,56 @@ def test_only_an_encoder(stored):
   assert 'no decoder was found: it is trained' in agent.report
   assert not agent.frozen('decoder/h1/kernel')
   assert agent.frozen('encoder/h1/kernel')
+
+
+def test_decoder_that_is_copied_and_trained(stored, eager):
+  agent = meta(freeze_decoder=False)
+  decoder = stored / 'logdir' / 'decoder.pkl'
+  assert f'decoder from {decoder}, copied, then trained' in agent.report
+  assert 'encoder.pkl, frozen' in agent.report
+  row, = (x for x in agent.report.splitlines() if x.startswith('decoder  '))
+  assert row.split()[1] == '10' and row.split()[-1] == '-'
+  for name, value in arrays(source_agent()).items():
+    if name.startswith('decoder/'):
+      assert same(value, arrays(agent)[name])
+  check_frozen(agent, stored, lambda name: (
+      name.startswith(('encoder/', 'reward/source'))))
+
+
+def test_decoder_that_was_frozen_until_now(stored, eager):
+  agent = meta()
+  agent.train(batch(3))
+  state = agent.state()
+  assert state['frozen'] == [
+      'reward/source1', 'reward/source2', 'encoder', 'decoder']
+  agent.config.freeze_decoder = False
+  thawed = mmtl.Agent.from_checkpoint(agent.config, 3, state)
+  thawed.train(batch(3))
+  for name, value in arrays(thawed).items():
+    assert same(value, state['variables'][name]) == name.startswith(
+        ('encoder/', 'reward/source')), name
+
+
+def test_source_reward_model_with_bad_numbers(stored):
+  source = dreamer.Dreamer(configure(dreamer, '.'), 3)
+  source.variables['reward/h0/bias'].assign([np.nan] * 8)
+  source.save_single(source._reward, stored / 'stored_meta' / 'cheetah.pkl')
+  with pytest.raises(
+      terminal.UserError, match='cheetah.pkl .*finite in reward/source1/h0/bi'):
+    meta()
+
+
+def test_agent_comes_back_without_its_script(stored):
+  agent = meta()
+  agent.save(stored / 'own.pkl')
+  loaded = dreamer.load_agent(stored / 'own.pkl')
+  assert type(loaded) is dreamer.Dreamer
+  assert loaded.script == 'dreamer-MMTL.py'
+  assert loaded.config.meta1 == 'HalfCheetahBulletEnv-v0'
+  features = np.random.default_rng(0).normal(size=(5, 10)).astype('f4')
+  np.testing.assert_array_equal(
+      loaded._reward(features).mean(), agent._reward(features).mean())
+  assert all(loaded.frozen(x) == agent.frozen(x) for x in agent.variables)
 
 
 def test_autoencoder_is_looked_for_near_the_run_first(stored):
