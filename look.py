@@ -8,13 +8,36 @@ same time steps. The episode is the newest of the run that has --length time
 steps; where there are none, as beside a checkpoint alone, one is played.
 """
 
+from common import flags
+
+
+def define_config():
+  config = flags.Config()
+  define = config.define
+  define('from', '', 'Log directory, or checkpoint in either format.', path=True,
+         metavar='PATH', required=True)
+  define('episode', '', 'File of an episode; else the newest of the run that '
+         'is long enough.', path=True)
+  define('task', '', 'Task to play where there are no episodes; else the '
+         "agent's first.")
+  define('start', 0, 'First time step of the episode to show.', low=0)
+  define('context', 5, 'Time steps that the model sees.', low=1)
+  define('length', 50, 'Time steps to show, if the episode has as many.', low=2)
+  define('seed', 0, "Fixes the model's samples.", low=0, high=2 ** 31 - 1)
+  define('out', 'strip.png', 'File to write, a .png or .pdf.', path=True)
+  return config
+
+
+if __name__ == '__main__':
+  flags.check(define_config, __doc__)  # Before slow imports.
+
 import pathlib
 
 from matplotlib import figure as mpl_figure
 import numpy as np
 
 from analysis import agents, style
-from common import flags, terminal
+from common import terminal
 from common.backend import tf
 from data import episodes
 from data.logdir import Logdir
@@ -24,22 +47,6 @@ import wrappers
 COLUMNS = 15
 ROWS = ('truth', 'prediction', 'error')
 SEEN = '0.93'  # Grey behind what the model has seen.
-
-
-def define_config():
-  config = flags.Config()
-  define = config.define
-  define('from', '', 'Log directory, or checkpoint in either format.')
-  define('episode', '', 'File of an episode; else the newest of the run that '
-         'is long enough.')
-  define('task', '', 'Task to play where there are no episodes; else the '
-         "agent's first.")
-  define('start', 0, 'First time step of the episode to show.', low=0)
-  define('context', 5, 'Time steps that the model sees.', low=1)
-  define('length', 50, 'Time steps to show, if the episode has as many.', low=2)
-  define('seed', 0, "Fixes the model's samples.", low=0, high=2 ** 31 - 1)
-  define('out', 'strip.png', 'File to write, a .png or .pdf.')
-  return config
 
 
 def main(argv):

@@ -4,12 +4,88 @@
       --yaxis test/return --bins 3e4
 """
 
-import argparse
-import difflib
 import math
 import pathlib
 import re
+import types
 import warnings
+
+from common import flags
+
+# Text in the legend, colour and dashes of the published scores.
+PUBLISHED = {
+    'dreamer_1e6': ('Dreamer, published (1M)', '0.6', (0, (6, 2))),
+    'dreamer_5e6': ('Dreamer, published (5M)', '0.25', (0, (6, 2))),
+    'planet_1e6': ('PlaNet (1M)', '#117733', (0, (4, 1.5, 1, 1.5))),
+    'slac_3e6': ('SLAC (3M)', '#AA4499', (0, (2, 1))),
+    'd4pg_100m': ('D4PG (100M)', '#882255', (0, (8, 1.5, 1, 1.5, 1, 1.5))),
+    'a3c_100m_proprio': ('A3C (100M, proprio)', '#999933', (0, (1, 1.5)))}
+
+
+def define_config():
+  config = flags.Config()
+  define = config.define
+  config.heading('Runs')
+  define('indir', [], 'Folders of runs, in any nesting.', type=pathlib.Path,
+         nargs='+', metavar='FOLDER', required=True)
+  define('outdir', None, 'Folder that figures and tables go to.',
+         type=pathlib.Path, metavar='FOLDER', required=True)
+  define('subdir', True, 'Put them into a folder in it that is named like the '
+         'first --indir.')
+  define('xaxis', 'step', 'Key of metrics.jsonl for the x axis.')
+  define('yaxis', 'test/return', 'Key of metrics.jsonl for the y axis.')
+  define('tasks', ['.*'], 'Tasks to draw, in this order.', nargs='+',
+         regex=True, metavar='REGEX')
+  define('methods', ['.*'], 'Methods to draw.', nargs='+', regex=True,
+         metavar='REGEX')
+  define('merge', [], 'Flags in which the seeds of one method may differ: '
+         "'source|encoder|decoder|meta.' if each has a source of its own.",
+         type=str, nargs='+', regex=True, metavar='REGEX')
+  define('group_by', 'flags', 'Runs are seeds of one method if they have the '
+         'same script and flags (flags), or lie in the same folder (path), '
+         'which tells changes of the code apart.', ['flags', 'path'])
+  define('until', None, 'Leave out evaluations after so many environment '
+         'steps.', type=float, positive=True, metavar='STEPS')
+  config.heading('Statistics')
+  define('bins', None, 'Environment steps per bin, over which curves are '
+         'averaged; else a thirtieth of the longest run.', type=float,
+         positive=True, metavar='STEPS')
+  define('aggregate', 'mean', 'Centre and spread of the runs: mean (with '
+         'standard deviation, ddof 0), median (with quartiles), iqm '
+         '(interquartile mean with stratified bootstrap 95 % intervals) or '
+         'none (single curves).')
+  define('baselines', None, f'Published scores: all, or of '
+         f'{", ".join(PUBLISHED)}.', type=str, nargs='*', regex=True,
+         metavar='REGEX')
+  define('transfer_report', False, 'Compare transfer with the scratch runs of '
+         'the same task and flags.', nargs='?')
+  define('baseline', None, 'Method to compare with in their place.', type=str,
+         metavar='METHOD')
+  define('threshold', None, 'Return for steps to threshold; else nine tenths '
+         'of the way to the final score of scratch.', type=float,
+         metavar='RETURN')
+  config.heading('Look')
+  define('size', [2.5, 2.1], 'Width and height of a panel in inches.', nargs=2,
+         positive=True)
+  define('cols', None, 'Panels beside each other.', type=int, low=1,
+         metavar='NUMBER')
+  define('xlim', None, 'Limits of the x axes.', type=float, nargs=2,
+         metavar=('LOW', 'HIGH'))
+  define('ylim', None, 'Limits of the y axes.', type=float, nargs=2,
+         metavar=('LOW', 'HIGH'))
+  define('xlabel', '', 'Text of the x axis.')
+  define('ylabel', '', 'Text of the y axis.')
+  define('xticks', 6, 'Ticks on the x axis at most.', low=1)
+  define('yticks', 6, 'Ticks on the y axis at most.', low=1)
+  define('labels', {}, 'Texts for methods and tasks.', metavar='NAME LABEL')
+  define('palette', ['contrast'], 'Colours of the methods: contrast, muted, a '
+         'Matplotlib colormap, or colours.', nargs='+', metavar='NAME')
+  define('colors', {}, 'Colours of single methods.', metavar='METHOD COLOR')
+  return config
+
+
+if __name__ == '__main__':
+  flags.check(define_config, __doc__)  # Before slow imports.
 
 import matplotlib
 from matplotlib import colors as mpl_colors
@@ -27,18 +103,10 @@ from common import terminal
 AXIS_NAMES = {
     'step': 'Environment steps', 'test/return': 'Test return',
     'train/return': 'Training return'}
-# Text in the legend, colour and dashes of the published scores.
-PUBLISHED = {
-    'dreamer_1e6': ('Dreamer, published (1M)', '0.6', (0, (6, 2))),
-    'dreamer_5e6': ('Dreamer, published (5M)', '0.25', (0, (6, 2))),
-    'planet_1e6': ('PlaNet (1M)', '#117733', (0, (4, 1.5, 1, 1.5))),
-    'slac_3e6': ('SLAC (3M)', '#AA4499', (0, (2, 1))),
-    'd4pg_100m': ('D4PG (100M)', '#882255', (0, (8, 1.5, 1, 1.5, 1, 1.5))),
-    'a3c_100m_proprio': ('A3C (100M, proprio)', '#999933', (0, (1, 1.5)))}
 CAPTIONS = dict(
     mean='mean ± standard deviation with ddof 0', median='median [quartiles]',
     iqm='interquartile mean [95 % bootstrap interval]',
-    difference='mean [95 % bootstrap interval], against scratch')
+    difference='mean [95 % bootstrap interval], against the baseline')
 MEASURES = {
     'jump_start': ('Jump-start', 0), 'area_ratio': ('Area ratio', 1),
     'final_difference': ('Final difference', 0),
@@ -554,97 +622,19 @@ def title(task, args):
 # Flags
 
 
-class Parser(argparse.ArgumentParser):
-
-  def error(self, message):
-    message = message.removeprefix('argument ')
-    unknown = re.match(r'unrecognized arguments: (--[^\s=]+)', message)
-    if unknown:
-      near = difflib.get_close_matches(
-          unknown.group(1), self._option_string_actions, 2)
-      message = f'unknown flag {unknown.group(1)}'
-      if near:
-        message += f', did you mean {" or ".join(near)}?'
-    raise terminal.UserError(f'{message.rstrip(".")} (--help lists the flags)')
-
-
 def parse(argv):
   """Flags as a namespace; what is wrong with them raises `UserError`."""
-  parser = Parser(
-      prog='plotting.py', description=__doc__, allow_abbrev=False,
-      formatter_class=argparse.RawDescriptionHelpFormatter)
-  add = parser.add_argument
-  add('--indir', nargs='+', type=pathlib.Path, required=True,
-      help='folders of runs, in any nesting')
-  add('--outdir', type=pathlib.Path, required=True,
-      help='where figures and tables go')
-  add('--subdir', type=boolean, default=True,
-      help='put them into a folder named like the first --indir (True)')
-  add('--xaxis', default='step', help='key of metrics.jsonl (step)')
-  add('--yaxis', default='test/return',
-      help='key of metrics.jsonl (test/return)')
-  add('--tasks', nargs='+', type=pattern, default=['.*'], metavar='REGEX',
-      help='tasks to draw, in this order')
-  add('--methods', nargs='+', type=pattern, default=['.*'], metavar='REGEX',
-      help='methods to draw')
-  add('--baselines', nargs='*', type=pattern, metavar='REGEX',
-      help=f'published scores: all, or of {", ".join(PUBLISHED)}')
-  add('--until', type=positive, metavar='STEPS',
-      help='leave out what comes after so many steps')
-  add('--bins', type=positive,
-      help='steps per bin (a thirtieth of the longest run)')
-  add('--aggregate', type=aggregate, default='mean', metavar='HOW',
-      help='mean (with standard deviation, ddof 0), median (with quartiles), iqm '
-      '(interquartile mean with stratified bootstrap 95%% intervals) or none '
-      '(single curves)')
-  add('--merge', nargs='+', type=pattern, default=[], metavar='FLAG',
-      help='patterns of flags in which seeds of one method may differ, such as '
-      "'source|encoder|decoder|meta.' if each seed has its own source")
-  add('--group-by', '--group_by', choices=('flags', 'path'), default='flags',
-      help='what makes runs seeds of one method: script and flags (flags), or '
-      'the directory that they are in (path), for changes of the code')
-  add('--transfer-report', '--transfer_report', nargs='?', type=boolean,
-      const=True, default=False,
-      help='compare transfer with scratch runs of the same task and flags')
-  add('--baseline', metavar='METHOD',
-      help='the method to compare with instead')
-  add('--threshold', type=number,
-      help='return for steps to threshold (nine tenths of scratch)')
-  add('--size', nargs=2, type=positive, default=(2.5, 2.1),
-      metavar=('WIDTH', 'HEIGHT'), help='inches of a panel (2.5 2.1)')
-  add('--cols', type=whole, help='panels beside each other')
-  add('--xlim', nargs=2, type=number, metavar=('LOW', 'HIGH'))
-  add('--ylim', nargs=2, type=number, metavar=('LOW', 'HIGH'))
-  add('--xlabel', help='text of the x axis')
-  add('--ylabel', help='text of the y axis')
-  add('--xticks', type=whole, default=6, help='most ticks on the x axis (6)')
-  add('--yticks', type=whole, default=6, help='most ticks on the y axis (6)')
-  add('--labels', nargs='+', default=[], metavar='NAME LABEL',
-      help='pairs: what to write for a method or task')
-  add('--palette', nargs='+', default=['contrast'],
-      help=f'{", ".join(style.PALETTES)}, a Matplotlib colormap, or colours')
-  add('--colors', nargs='+', default=[], metavar='METHOD COLOR',
-      help='pairs: the colour of a method')
-  # argparse takes -1e3 for a flag; a blank in front makes it a value.
-  args = parser.parse_args([
-      f' {word}' if re.match(r'-[\d.]', word) else word for word in argv])
-  return checked(args)
-
-
-def checked(args):
-  for flag in ('labels', 'colors'):
-    words = getattr(args, flag)
-    if len(words) % 2:
-      raise terminal.UserError(
-          f'--{flag} takes pairs of a name and its {flag[:-1]}: '
-          f"'{words[-1]}' stands alone.")
-    setattr(args, flag, dict(zip(words[::2], words[1::2])))
+  config = define_config().command(argv, __doc__)
+  args = types.SimpleNamespace(
+      **{name: getattr(config, name) for name in config.plain()})
+  args.aggregate = aggregate(args.aggregate)
   for flag in ('xlim', 'ylim'):
     limits = getattr(args, flag)
     if limits and limits[0] >= limits[1]:
       raise terminal.UserError(f'--{flag} takes the lower limit first.')
   named = len(args.palette) == 1 and (
-      args.palette[0] in style.PALETTES or args.palette[0] in matplotlib.colormaps)
+      args.palette[0] in style.PALETTES
+      or args.palette[0] in matplotlib.colormaps)
   for flag, words in (
       ('--palette', [] if named else args.palette),
       ('--colors', args.colors.values())):
@@ -657,54 +647,14 @@ def checked(args):
   return args
 
 
-def number(text):
-  try:
-    value = float(text)
-  except ValueError:
-    value = math.nan
-  if not math.isfinite(value):
-    raise argparse.ArgumentTypeError(f"takes a number, not '{text}'")
-  return value
-
-
-def positive(text):
-  value = number(text)
-  if value <= 0:
-    raise argparse.ArgumentTypeError(f'must be more than 0, not {text}')
-  return value
-
-
-def whole(text):
-  value = number(text)
-  if value < 1 or value != int(value):
-    raise argparse.ArgumentTypeError(
-        f'must be a whole number from 1, not {text}')
-  return int(value)
-
-
-def boolean(text):
-  if text.lower() not in ('true', 'false'):
-    raise argparse.ArgumentTypeError(f"takes True or False, not '{text}'")
-  return text.lower() == 'true'
-
-
 def aggregate(text):
   # Commands written for other Dreamer scripts say True or False.
   kind = {'true': 'mean', 'false': 'none', 'std': 'mean'}.get(
       text.lower(), text.lower())
   if kind not in ('mean', 'median', 'iqm', 'none'):
-    raise argparse.ArgumentTypeError(
-        f"takes mean, median, iqm or none, not '{text}'")
+    raise terminal.UserError(
+        f"--aggregate takes mean, median, iqm or none, not '{text}'.")
   return kind
-
-
-def pattern(text):
-  try:
-    re.compile(text)
-  except re.error as error:
-    raise argparse.ArgumentTypeError(
-        f"'{text}' is no regular expression: {error}") from None
-  return text
 
 
 if __name__ == '__main__':
