@@ -61,7 +61,7 @@ def make_env(
     FloatingPointError: in `reset` and `step` of the environment, for rewards
       and observations that are not finite.
   """
-  _check_settings(action_repeat, time_limit, render)
+  _check_settings(action_repeat, time_limit, render, camera)
   with _quiet_libraries(task), registered.plain_errors(task):
     base = _make_base(task, termination, render, camera, end_of_life, noops)
     # What goes wrong or takes time does so here.
@@ -112,7 +112,7 @@ def task_names():
   return names
 
 
-def _check_settings(action_repeat, time_limit, render):
+def _check_settings(action_repeat, time_limit, render, camera):
   if action_repeat < 1:
     raise terminal.UserError(
         f'action_repeat is {action_repeat}; it must be at least 1')
@@ -123,6 +123,9 @@ def _check_settings(action_repeat, time_limit, render):
   if render not in ('default', 'fast'):
     raise terminal.UserError(
         f"render is '{render}'; it must be 'default' or 'fast'")
+  if camera not in ('published', 'whole'):
+    raise terminal.UserError(
+        f"camera is '{camera}'; it must be 'published' or 'whole'")
 
 
 def _check_name(task, names):

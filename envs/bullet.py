@@ -61,11 +61,21 @@ class Bullet(gym.Env):
   _cameras = {'Reacher': (1.05, 90), 'Pusher': (1.2, 45), 'Thrower': (1.2, 0)}
 
   def __init__(self, task, termination=False, camera='published'):
+    """Args:
+      task: registered id.
+      termination: Whether episodes terminate by the task's own rules.
+      camera: 'published', or 'whole' for one that stands further away and
+        follows the torso of a walking robot at a fixed height.
+    """
     self._task = task
     self._termination = termination
     self._distance, self._pitch = self._cameras.get(
         task.removesuffix('BulletEnv-v0'), (2, 0))
     self._fixed = 'Pendulum' in task or 'Reacher' in task
+    self._whole = camera == 'whole' and not (
+        self._fixed or 'Pusher' in task or 'Thrower' in task)
+    if self._whole:
+      self._distance = 3
     self._env = self._make()
     self.observation_space = self._env.observation_space
     self.action_space = self._env.action_space
@@ -109,7 +119,14 @@ class Bullet(gym.Env):
     return np.ascontiguousarray(pixels[:, :, :3], np.uint8)
 
   def _target(self):
-    """Position [3] of the first link of the body that has the motors."""
+    """Position [3] that the camera looks at.
+
+    As published, the first link of the body that has the motors. That of
+    Walker2D and Hopper stays on the ground, which cuts their torso.
+    """
+    if self._whole:
+      x, y, _ = self._env.robot.robot_body.get_position()
+      return x, y, 0.8
     motor = self._env.robot.ordered_joints[0]
     body = motor.bodies[motor.bodyIndex]
     if self._fixed:

@@ -90,6 +90,7 @@ def not_an_env():
 
 
 gym.register('WrappersToy-v0', entry_point=Toy)
+gym.register('WrappersLimited-v0', entry_point=Toy, max_episode_steps=3)
 
 
 @pytest.fixture
@@ -249,6 +250,44 @@ def test_camera_follows_the_robot(make):
   reference.close()
 
 
+def beyond(env):
+  """How far the robot lies outside the picture, 0 for a robot within it."""
+  bullet = env.unwrapped
+  robot, physics = bullet._env.robot, bullet._env._p
+  motor = robot.ordered_joints[0]
+  body = motor.bodies[motor.bodyIndex]
+  corners = np.array([
+      corner for link in range(-1, physics.getNumJoints(body))
+      for corner in physics.getAABB(body, link)])
+  x, y, z = (corners - bullet._target()).T
+  edge = (y + bullet._distance) * np.tan(np.radians(30))
+  return max(0, (np.abs([x, z]) - edge).max())
+
+
+@pytest.mark.parametrize('robot', [
+    'Walker2D', 'Hopper', 'HalfCheetah', 'Ant', 'Humanoid',
+    'HumanoidFlagrun'])
+def test_whole_camera_shows_the_whole_robot(make, robot):
+  env = make(f'{robot}BulletEnv-v0', camera='whole')
+  env.reset(seed=0)
+  for action in actions(env, 60):
+    assert beyond(env) == 0
+    env.step(action)
+  published = make(f'{robot}BulletEnv-v0')
+  published.reset(seed=0)
+  assert (beyond(published) > 0.05) == (robot != 'HalfCheetah')
+
+
+@pytest.mark.parametrize('task', [
+    'ReacherBulletEnv-v0', 'PusherBulletEnv-v0', 'ThrowerBulletEnv-v0',
+    'InvertedPendulumBulletEnv-v0'])
+def test_whole_camera_leaves_what_stands_still(make, task):
+  images = [
+      make(task, camera=camera).reset(seed=0)[0]['image']
+      for camera in ('published', 'whole')]
+  assert np.array_equal(*images)
+
+
 def test_camera_of_the_pendulum_stands_still(make):
   env = make('InvertedPendulumSwingupBulletEnv-v0')
   start = env.reset(seed=0)[0]['image']
@@ -276,9 +315,23 @@ def test_termination_is_ignored_unless_asked_for(make):
   assert np.mean([step[1] for step in steps[100:]]) < -1
 
 
-def test_registered_time_limit_does_not_apply(make):
-  env = make('ReacherBulletEnv-v0', action_repeat=10, time_limit=300)
+def test_registered_time_limit_applies_if_asked_for(make):
+  settings = dict(action_repeat=10, time_limit=300)
+  env = make('ReacherBulletEnv-v0', **settings)
   assert len(play(env, 0, 1000)) == 1 + 30
+  env = make('ReacherBulletEnv-v0', own_limit=True, **settings)
+  steps = play(env, 0, 1000)
+  assert len(steps) == 1 + 15
+  assert steps[-1][5] and not steps[-1][4] and steps[-1][2] == 1.0
+  env = make(
+      'ReacherBulletEnv-v0', own_limit=True, action_repeat=10, time_limit=100)
+  assert len(play(env, 0, 1000)) == 1 + 10
+
+
+def test_limit_of_a_gymnasium_id_applies(make):
+  env = make('WrappersLimited-v0', action_repeat=1, time_limit=100)
+  steps = play(env, 0, 1000)
+  assert len(steps) == 1 + 3 and steps[-1][5] and steps[-1][2] == 1.0
 
 
 def test_hundred_resets_do_not_grow(make):
@@ -427,6 +480,40 @@ def test_atari(make):
   assert sum(step[3] for step in steps[1:]) < -15  # ... which is lost.
 
 
+def test_atari_episode_ends_with_a_life(make):
+  settings = dict(action_repeat=4, time_limit=100000)
+  game = make('atari_breakout', **settings)
+  life = make('atari_breakout', end_of_life=True, **settings)
+  whole, short = play(game, 0, 5000), play(life, 0, 5000)
+  assert short[-1][4] and short[-1][2] == 0.0
+  assert len(short) < len(whole)
+  assert short[:-1] == whole[:len(short) - 1]  # It ends within a decision.
+  # The next episode is a new game, whatever came before.
+  again = play(life, 7, 50)
+  assert play(make('atari_breakout', end_of_life=True, **settings), 7, 50) == (
+      again)
+  assert life.unwrapped._ale.lives() >= 4
+
+
+def test_atari_noops_follow_the_seed(make):
+  env = make('atari_pong', noops=30, action_repeat=4)
+
+  def frames(seed):
+    image = env.reset(seed=seed)[0]['image']
+    return env.unwrapped._ale.getEpisodeFrameNumber(), image
+
+  begun = {seed: frames(seed) for seed in range(20)}
+  counts = [count for count, _ in begun.values()]
+  assert min(counts) >= 1 and max(counts) <= 30 and len(set(counts)) > 8
+  for seed in (3, 0):
+    count, image = frames(seed)
+    assert count == begun[seed][0]
+    assert np.array_equal(image, begun[seed][1])
+  plain = make('atari_pong', action_repeat=4)
+  plain.reset(seed=0)
+  assert plain.unwrapped._ale.getEpisodeFrameNumber() == 0
+
+
 def test_one_hot_actions(make):
   env = make('atari_pong', action_dim=9)
   assert isinstance(env.action_space, wrappers.OneHot)
@@ -567,6 +654,7 @@ def test_own_environments_that_do_not_fit(task, message):
     (dict(action_repeat=0), 'action_repeat is 0'),
     (dict(time_limit=1), 'time_limit 1'),
     (dict(render='slow'), "render is 'slow'"),
+    (dict(camera='side'), "camera is 'side'"),
 ])
 def test_settings_that_make_no_sense(settings, message):
   with pytest.raises(terminal.UserError, match=message):
