@@ -1,1 +1,1 @@
-"""What lies on disk: episodes, checkpoints and module files."""
+"""Files of a log directory: episodes, checkpoints, modules; and the replay."""

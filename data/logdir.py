@@ -1,5 +1,6 @@
 """The files of a log directory: their names, the configuration, the lock."""
 
+import contextlib
 import fcntl
 import json
 import os
@@ -92,8 +93,8 @@ class Logdir:
       UserError: Another run, named with its process id, has the directory, or
         nothing can be written there.
     """
+    files.make_directory(self.path)
     with files.writing(self.path):
-      self.path.mkdir(parents=True, exist_ok=True)
       file = (self.path / LOCK).open('a+')
     try:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -107,9 +108,11 @@ class Logdir:
     except OSError as error:
       terminal.warn(
           f'{self.path} cannot be locked against other runs: {error}.')
-    file.truncate(0)
-    file.write(f'{os.getpid()} on {socket.gethostname()}')
-    file.flush()
+    # On a full disk the lock is held all the same, without a name in it.
+    with contextlib.suppress(OSError):
+      file.truncate(0)
+      holder = f'{os.getpid()} on {socket.gethostname()}'
+      os.write(file.fileno(), holder.encode())
     return file
 
 

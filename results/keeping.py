@@ -26,12 +26,12 @@ AGENT_LINES = 200  # that are kept of a run's metrics.jsonl
 
 
 def rows(path):
-  """Lines of JSON, but for one that a crash cut off."""
+  """The JSON objects in the lines of a file, but for what a crash cut off."""
   found = []
-  for line in path.read_text().splitlines() if path.exists() else []:
+  for line in path.read_bytes().splitlines() if path.exists() else []:
     with contextlib.suppress(ValueError):
       found.append(json.loads(line))
-  return found
+  return [row for row in found if isinstance(row, dict)]
 
 
 def reached(run, key='step'):

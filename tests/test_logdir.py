@@ -3,6 +3,7 @@
 import errno
 import os
 import pathlib
+import resource
 import signal
 import subprocess
 import sys
@@ -115,3 +116,16 @@ def test_lock_in_a_place_that_cannot_be_written(tmp_path):
     logdir.Logdir(tmp_path / 'file' / 'run').lock()
 
 
+
+
+def test_lock_on_a_full_disk(tmp_path):
+  """It is held, though no one is told by whom."""
+  soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+  try:
+    held = logdir.Logdir(tmp_path).lock()
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+  with held, pytest.raises(terminal.UserError, match='process unknown'):
+    logdir.Logdir(tmp_path).lock()
+  logdir.Logdir(tmp_path).lock().close()
