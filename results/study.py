@@ -24,6 +24,10 @@ import time
 from common import files, flags, terminal
 from data.logdir import Logdir
 from results import keeping
+from runs import signals
+
+# Signals that end a study, and its runs.
+ENDING = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
 
 # The study: all commands, their order and the figures follow from this table.
 
@@ -233,8 +237,9 @@ def work(runs, config, study=()):
       finish(run)
   waiting = [run for run in runs if run not in done]
   terminal.say(f'{len(done)} of {len(runs)} runs are complete.')
-  going, failed, status = {}, [], 0
-  with Logdir(config.logdir).lock(), signals() as came:
+  going, failed, came, status = {}, [], [], 0
+  with Logdir(config.logdir).lock(), signals.handled(
+      ENDING, came.append, ignorable=ENDING):
     try:
       while True:
         ready = [run for run in waiting if done.issuperset(run.after)]
@@ -278,22 +283,6 @@ def work(runs, config, study=()):
     terminal.say(f'failed: {", ".join(failed)}' + (
         f'; {len(waiting)} runs need what failed' * bool(waiting)))
   return status or int(bool(failed))
-
-
-@contextlib.contextmanager
-def signals():
-  """A list of the signals to end that come, in place of their effect."""
-  came = []
-  # What is ignored, by nohup for example, stays ignored.
-  previous = {
-      number: signal.signal(number, lambda which, _: came.append(which))
-      for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-      if signal.getsignal(number) != signal.SIG_IGN}
-  try:
-    yield came
-  finally:
-    for number, handler in previous.items():
-      signal.signal(number, handler)
 
 
 def start(run):

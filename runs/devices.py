@@ -3,8 +3,12 @@
 import contextlib
 import json
 import os
+import shutil
+import subprocess
 
-from common import terminal
+import numpy as np
+
+from common import precision, terminal
 from common.backend import tf
 
 
@@ -23,19 +27,29 @@ class Team:
   def __init__(self, batch_size):
     workers, self.index = _read_environment()
     self.size = len(workers)
+    if batch_size % self.size:
+      raise terminal.UserError(
+          f'--batch_size {batch_size} cannot be shared by {self.size} workers: '
+          f'give a multiple of that, such as '
+          f'{-(-batch_size // self.size) * self.size}.')
+    gpus = _gpus()
+    count = replicas(batch_size // self.size, len(gpus))
+    if count < len(gpus) and self.chief:
+      terminal.say(
+          f'a batch of {batch_size} sequences is shared by {count} of '
+          f'{len(gpus)} GPUs, the most that divide it: with --batch_size '
+          f'{-(-batch_size // len(gpus)) * len(gpus)} all would learn.')
     if self.size > 1:
+      if count < len(gpus):
+        tf.config.set_visible_devices(gpus[:count], 'GPU')
       self.strategy = tf.distribute.MultiWorkerMirroredStrategy()
-    elif len(tf.config.list_physical_devices('GPU')) > 1:
-      self.strategy = tf.distribute.MirroredStrategy()
+    elif count > 1:
+      self.strategy = tf.distribute.MirroredStrategy(
+          [gpu.name.split(':', 1)[1] for gpu in gpus[:count]])
     else:
       self.strategy = tf.distribute.get_strategy()
     if self.size == 1:
       self.stride = 1
-    count = self.strategy.num_replicas_in_sync
-    if batch_size % count:
-      raise terminal.UserError(
-          f'--batch_size {batch_size} cannot be shared by {count} devices: '
-          'give a multiple of that, or fewer GPUs with CUDA_VISIBLE_DEVICES.')
 
   @property
   def chief(self):
@@ -46,6 +60,10 @@ class Team:
     if self.size == 1:
       return values
     return self._sum(tf.constant(values, tf.float64)).numpy().tolist()
+
+  def chief_says(self, answer):
+    """The chief's answer to a question of yes or no."""
+    return bool(self.sum(self.chief and answer)[0])
 
   def wait(self):
     """Returns when all workers have come here."""
@@ -126,16 +144,79 @@ def on_replicas(strategy, function, *args):
   return grads, dict(zip(names, tf.unstack(metrics)))
 
 
+def replicas(share, gpus):
+  """The most GPUs among which a machine's share of a batch can be divided."""
+  return max(x for x in range(1, max(gpus, 1) + 1) if share % x == 0)
+
+
 def configure(config):
   """Threads, memory and seed, before the first tensor is made."""
-  # A process can set these only once; later runs in it take what there is.
-  with contextlib.suppress(RuntimeError):
-    for device in tf.config.list_physical_devices('GPU'):
-      tf.config.experimental.set_memory_growth(device, config.gpu_growth)
-    if config.threads:
-      tf.config.threading.set_intra_op_parallelism_threads(config.threads)
-      tf.config.threading.set_inter_op_parallelism_threads(config.threads)
+  def attempt(flag, setting, *values):
+    # A process can set these only once; later runs in it take what there is.
+    try:
+      setting(*values)
+    except (RuntimeError, ValueError) as error:
+      terminal.warn(
+          f'--{flag} {getattr(config, flag)} has no effect: {error}')
+
+  for device in tf.config.list_physical_devices('GPU'):
+    grows = tf.config.experimental.get_memory_growth(device)
+    if grows != config.gpu_growth:
+      attempt(
+          'gpu_growth', tf.config.experimental.set_memory_growth, device,
+          config.gpu_growth)
+  threading = tf.config.threading
+  if config.threads and config.threads != (
+      threading.get_intra_op_parallelism_threads()):
+    attempt(
+        'threads', threading.set_intra_op_parallelism_threads, config.threads)
+    attempt(
+        'threads', threading.set_inter_op_parallelism_threads, config.threads)
   tf.random.set_seed(config.seed)
+
+
+def describe(agent, strategy=None):
+  """One line: the devices that an agent computes on, precision and size."""
+  gpus = _gpus()
+  if gpus:
+    count = strategy.num_replicas_in_sync if strategy else 1
+    details = tf.config.experimental.get_device_details(gpus[0])
+    name = details.get('device_name', 'GPU')
+    place = f'{count} GPUs ({name})' if count > 1 else f'GPU ({name})'
+  else:
+    cores = len(os.sched_getaffinity(0))
+    place = f'CPU ({cores} core{"s" * (cores > 1)})'
+  size = sum(
+      int(np.prod(variable.shape)) for variable in agent.variables.values())
+  kind = precision.POLICIES[agent.precision].replace('_', ' ')
+  return f'device {place} · precision {kind} · {size:,} parameters'
+
+
+def check_gpu():
+  """Warns if the machine has a GPU that TensorFlow does not see."""
+  hidden = os.environ.get('CUDA_VISIBLE_DEVICES')
+  if _gpus() or hidden in ('', '-1') or not _has_nvidia_gpu():
+    return
+  terminal.warn(
+      'nvidia-smi shows a GPU, but TensorFlow does not see it and computes on '
+      "the CPU. Install its CUDA libraries: pip install 'tensorflow[and-cuda]=="
+      f"{tf.__version__}'")
+
+
+def _gpus():
+  return tf.config.list_physical_devices('GPU')
+
+
+def _has_nvidia_gpu():
+  program = shutil.which('nvidia-smi')
+  if not program:
+    return False
+  try:
+    listed = subprocess.run(
+        [program, '-L'], capture_output=True, text=True, timeout=10)
+  except (OSError, subprocess.SubprocessError):
+    return False
+  return listed.returncode == 0 and 'GPU ' in listed.stdout
 
 
 def _read_environment():

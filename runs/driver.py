@@ -24,7 +24,7 @@ class Driver:
         its unfinished episode was dropped.
     """
     self._envs = envs
-    self._seed = list(seed)
+    self.seed = list(seed)
     self._on_episode = on_episode
     self._on_failure = on_failure
     self._begun = [0] * len(envs)
@@ -53,9 +53,13 @@ class Driver:
     promises = [env.step(action) for env, action in zip(self._envs, actions)]
     for index, promise in enumerate(promises):
       try:
-        self._record(index, actions[index], promise())
+        record, ended = _record(actions[index], promise())
       except workers.EnvFailure as error:
         self._failed(index, error)
+        continue
+      self._open[index].append(record)
+      if ended:
+        self._finish(index)
 
   def state(self):
     """What a restart needs to go on at the same decision."""
@@ -85,19 +89,27 @@ class Driver:
         self._begun[index] += len(finished)
         continue
       self._begun[index] -= 1
-      promise = self._begin(index)
       try:
-        self._record_reset(index, promise())
-        for action in saved['action'][1:]:
-          self._record(index, action, self._envs[index].step(action)())
-        again = [record['reward'] for record in self._open[index]]
-        if not np.array_equal(again, saved['reward']):
-          raise workers.EnvFailure('the rewards differ')
+        self._open[index] = self._repeat(index, saved)
       except (workers.EnvFailure, TypeError) as error:
         terminal.warn(
             f'environment {index} did not repeat its unfinished episode '
             f'({error}): the episode is dropped.')
-        self._open[index] = None
+
+  def _repeat(self, index, saved):
+    """Records of an unfinished episode, made again from its actions."""
+    records = [self._first_record(index, self._begin(index)())]
+    for action in saved['action'][1:]:
+      record, ended = _record(action, self._envs[index].step(action)())
+      records.append(record)
+      if ended:
+        raise workers.EnvFailure(
+            f'it ended after {len(records) - 1} of '
+            f'{len(saved["action"]) - 1} decisions')
+    rewards = [record['reward'] for record in records]
+    if not np.array_equal(rewards, saved['reward']):
+      raise workers.EnvFailure('the rewards differ')
+    return records
 
   def skip(self, count):
     """Passes over the seeds of `count` episodes of every environment."""
@@ -112,39 +124,42 @@ class Driver:
           for index, records in enumerate(self._open) if records is None}
       for index, promise in promises.items():
         try:
-          self._record_reset(index, promise())
+          self._open[index] = [self._first_record(index, promise())]
         except workers.EnvFailure as error:
           self._failed(index, error)
     return reset
 
   def _begin(self, index):
-    seed = np.random.default_rng([*self._seed, index, self._begun[index]])
+    seed = np.random.default_rng([*self.seed, index, self._begun[index]])
     self._begun[index] += 1
     return self._envs[index].reset(int(seed.integers(2 ** 31 - 1)))
 
-  def _record_reset(self, index, result):
+  def _first_record(self, index, result):
     obs, _ = result
     size = self._envs[index].action_space.shape
-    self._open[index] = [{
+    return {
         'image': obs['image'], 'action': np.zeros(size, np.float32),
-        'reward': np.float32(0), 'discount': np.float32(1)}]
+        'reward': np.float32(0), 'discount': np.float32(1)}
 
-  def _record(self, index, action, result):
-    obs, reward, terminated, truncated, info = result
-    self._open[index].append({
-        'image': obs['image'], 'action': action,
-        'reward': np.float32(reward),
-        'discount': np.float32(info.get('discount', 1 - float(terminated)))})
-    if terminated or truncated:
-      records, self._open[index] = self._open[index], None
-      self._on_episode(index, {
-          key: np.stack([record[key] for record in records])
-          for key in records[0]})
+  def _finish(self, index):
+    records, self._open[index] = self._open[index], None
+    self._on_episode(index, {
+        key: np.stack([record[key] for record in records])
+        for key in records[0]})
 
   def _failed(self, index, error):
     self._open[index] = None
     if self._on_failure:
       self._on_failure(error)
+
+
+def _record(action, result):
+  """A time step of an episode, and whether it is the last one."""
+  obs, reward, terminated, truncated, info = result
+  record = {
+      'image': obs['image'], 'action': action, 'reward': np.float32(reward),
+      'discount': np.float32(info.get('discount', 1 - float(terminated)))}
+  return record, terminated or truncated
 
 
 def begins_with(actions, beginning):

@@ -3,6 +3,7 @@
 from common import terminal
 from data.logdir import Logdir
 from envs import bullet
+from runs import resume
 import wrappers
 
 # Settings of `wrappers.make_env` that are flags.
@@ -39,7 +40,7 @@ def settle(config, tasks):
   Returns:
     Lines for the user about flags that changed.
   """
-  saved = Logdir(config.logdir).read_config()
+  saved = resume.saved_config(Logdir(config.logdir))
   lines = []
   for reason, flags in _implied(config, tasks):
     chosen = config.changed()

@@ -1,0 +1,166 @@
+"""Which run a log directory holds, and how it goes on."""
+
+import platform
+import uuid
+
+from common import files, terminal
+from common.backend import tf
+from data import checkpoints
+from data.logdir import Logdir
+
+
+class History:
+  """A log directory as a run finds it: new, or with a run to go on with.
+
+  The directory of a new run is not touched before `open`, that of a run that
+  is continued is not changed before `begin`. The chief of a team reads and
+  decides; the others follow.
+  """
+
+  def __init__(self, config, agent_class, team, stack):
+    self.logdir = Logdir(config.logdir)
+    self._config = config
+    self._class = agent_class
+    self._team = team
+    self._stack = stack
+    self._id = None
+    with files.writing(self.logdir):
+      self.new = team.chief_says(not begun(self.logdir))
+    if not self.new:
+      self._lock()
+
+  def read(self):
+    """The checkpoint to go on from, or None.
+
+    Raises:
+      UserError: The directory holds a run with other flags, or a checkpoint
+        that this run has not written.
+    """
+    saved = None
+    if self._team.chief:
+      values = {} if self.new else saved_config(self.logdir)
+      if values and 'run' not in self.logdir.read_config():
+        terminal.warn(
+            f'{self.logdir.config} is lost or damaged: it is made again from '
+            f'{self.logdir.checkpoint}.')
+      self._check_flags(values)
+      self._id = values.get('run') or uuid.uuid4().hex
+      # Only the chief may put a damaged file aside; the others read after it.
+      saved = self._checkpoint()
+    self._share_id()
+    if self._team.chief_says(saved is not None) and not self._team.chief:
+      saved = checkpoints.load(self.logdir.checkpoint)
+    return saved
+
+  def open(self):
+    """Takes the directory of a new run."""
+    self._team.wait()  # Until all have read what a new run starts from.
+    if self.new:
+      self._lock()
+
+  def begin(self, agent, fresh):
+    """Writes down what runs here, when all parts of the run are there.
+
+    `fresh` says that there is no checkpoint yet.
+    """
+    if not self._team.chief:
+      return
+    if fresh:
+      agent.begin(self.logdir.path)
+    self.logdir.write_config(dict(
+        script=self._class.script, run=self._id,
+        python=platform.python_version(), tensorflow=tf.__version__,
+        **self._config.plain()))
+
+  def save(self, agent, progress):
+    """Writes the checkpoint; the one before stays beside it."""
+    agent.save(
+        self.logdir.checkpoint, keep=True, run=self._id, progress=progress)
+
+  def save_worker(self, agent, progress):
+    """Writes the part that a worker has for itself."""
+    state = dict(agent.state(), variables={}, optimizers={})
+    checkpoints.save(self.logdir.worker(self._team.index), {
+        'format': checkpoints.CHECKPOINT, **state, 'run': self._id,
+        'progress': progress})
+
+  def read_worker(self, saved):
+    """What this worker saved with the chief's checkpoint, or None.
+
+    It is not there after a kill between the two, and when a worker is new.
+    """
+    file = self.logdir.worker(self._team.index)
+    mine = checkpoints.load(file) if file.exists() else {}
+    same = all(mine.get(key) == saved[key] for key in ('run', 'updates'))
+    return mine if same else None
+
+  def _share_id(self):
+    """Tells the chief's identity of the run to the other workers."""
+    if self._team.size > 1:
+      value = int(self._id, 16) if self._team.chief else 0
+      # In parts that the sum of real numbers keeps exactly.
+      parts = self._team.sum(*(value >> i & 0xffffffff for i in range(0, 128, 32)))
+      self._id = f'{sum(int(x) << 32 * i for i, x in enumerate(parts)):032x}'
+
+  def _lock(self):
+    if self._team.chief:
+      self._stack.enter_context(self.logdir.lock())
+
+  def _check_flags(self, saved):
+    mine = {
+        name: value for name, value in self._config.plain().items()
+        if self._config.fixed(name)}
+    changes = {
+        name: (saved[name], value)
+        for name, value in dict(mine, script=self._class.script).items()
+        if saved.get(name, value) != value}
+    if changes and not self._config.allow_changes:
+      words = ', '.join(
+          f'{name} was {old}, now {new}'
+          for name, (old, new) in changes.items())
+      raise terminal.UserError(
+          f'{self.logdir} holds a run with another configuration ({words}): '
+          'give it the same flags to continue it, --allow_changes True to '
+          'continue it with these, or another --logdir to start anew.')
+
+  def _checkpoint(self):
+    """What this run saved last, or None; never what another run saved."""
+    if self.new and self._class.takes_source:
+      return None
+    file = self.logdir.checkpoint
+    saved = checkpoints.recover(file)
+    if saved is None or saved.get('run') == self._id:
+      return saved
+    message = f'{file} was not written by this run. '
+    own = checkpoints.previous(file)
+    if own.exists() and checkpoints.load(own).get('run') == self._id:
+      message += (
+          f'To continue the run, put its own last one, {own.name}, back in '
+          'place of it. ')
+    raise terminal.UserError(
+        message + 'To start from it, give dreamer-FTL.py a new --logdir.')
+
+
+def begun(logdir):
+  """Whether a log directory holds a run, however little of it."""
+  if logdir.config.exists():
+    return True
+  return logdir.episodes.is_dir() and any(logdir.episodes.iterdir())
+
+
+def saved_config(logdir):
+  """Flags, script and identity of the run in a log directory.
+
+  Those in its checkpoint if config.json is lost or damaged; empty if neither
+  says anything.
+  """
+  values = logdir.read_config()
+  if 'run' in values:
+    return values
+  try:
+    saved, _ = checkpoints.newest(logdir.checkpoint)
+  except terminal.UserError:
+    return values
+  if 'run' not in saved:
+    return values
+  return dict(saved['config'], script=saved['script'], run=saved['run'])
