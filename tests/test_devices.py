@@ -3,7 +3,10 @@
 import subprocess
 import sys
 
+import pytest
+
 import running
+from runs import devices
 
 # The devices of a process are fixed when TensorFlow starts.
 PROGRAM = '''
@@ -58,3 +61,93 @@ def test_two_devices_make_the_update_of_one():
       env=running.environment(), timeout=300)
   assert done.returncode == 0, done.stderr
   assert done.stdout.strip().endswith('equal')
+
+
+# Eight devices in place of GPUs.
+SPREAD = '''
+from common.backend import tf
+from runs import devices
+
+cpu, = tf.config.list_physical_devices('CPU')
+tf.config.set_logical_device_configuration(
+    cpu, [tf.config.LogicalDeviceConfiguration()] * 8)
+devices._gpus = lambda: tf.config.list_logical_devices('CPU')
+for batch_size in (50, 8, 7):
+  team = devices.Team(batch_size)
+  print(team.strategy.num_replicas_in_sync)
+'''
+
+
+def test_batch_is_spread_over_as_many_devices_as_divide_it():
+  found = subprocess.run(
+      [sys.executable, '-c', SPREAD], env=running.environment(),
+      capture_output=True, text=True, check=True)
+  lines = found.stdout.splitlines()
+  assert lines == [
+      'a batch of 50 sequences is shared by 5 of 8 GPUs, the most that divide '
+      'it: with --batch_size 56 all would learn.', '5', '8',
+      'a batch of 7 sequences is shared by 7 of 8 GPUs, the most that divide '
+      'it: with --batch_size 8 all would learn.', '7']
+
+
+@pytest.mark.parametrize('share, gpus, expected', [
+    (50, 0, 1), (50, 1, 1), (50, 2, 2), (50, 4, 2), (50, 8, 5), (7, 4, 1)])
+def test_replicas(share, gpus, expected):
+  assert devices.replicas(share, gpus) == expected
+
+
+def nvidia_smi(folder, monkeypatch, text, status=0):
+  program = folder / 'nvidia-smi'
+  program.write_text(f'#!/bin/sh\necho "{text}"\nexit {status}\n')
+  program.chmod(0o755)
+  monkeypatch.setenv('PATH', str(folder), prepend=':')
+  monkeypatch.delenv('CUDA_VISIBLE_DEVICES', raising=False)
+  monkeypatch.setattr(devices, '_gpus', list)
+
+
+def test_gpu_that_tensorflow_does_not_see(tmp_path, monkeypatch, capsys):
+  nvidia_smi(tmp_path, monkeypatch, 'GPU 0: NVIDIA H100 (UUID: GPU-1)')
+  devices.check_gpu()
+  warning, = capsys.readouterr().err.splitlines()
+  assert 'tensorflow[and-cuda]==' in warning
+  monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '')  # Hidden on purpose.
+  devices.check_gpu()
+  assert capsys.readouterr().err == ''
+
+
+@pytest.mark.parametrize('text, status', [('failed', 9), ('', 0)])
+def test_machine_without_a_gpu(tmp_path, monkeypatch, capsys, text, status):
+  nvidia_smi(tmp_path, monkeypatch, text, status)
+  devices.check_gpu()
+  assert capsys.readouterr().err == ''
+
+
+FAILED_GROWTH = '''
+from common.backend import tf
+import dreamer
+from runs import devices
+
+def fail(device, grows):
+  raise ValueError('cannot grow')
+
+tf.config.experimental.set_memory_growth = fail
+tf.config.experimental.get_memory_growth = lambda device: False
+real = tf.config.list_physical_devices
+tf.config.list_physical_devices = lambda kind: real('CPU')
+config = dreamer.define_config().parse(['--threads', '3'])
+devices.configure(config)
+print(tf.config.threading.get_intra_op_parallelism_threads())
+tf.ones([])
+config.threads = 2
+devices.configure(config)
+'''
+
+
+def test_settings_without_effect_are_named_and_leave_the_others():
+  found = subprocess.run(
+      [sys.executable, '-c', FAILED_GROWTH], env=running.environment(),
+      capture_output=True, text=True, check=True)
+  assert found.stdout.split() == ['3']
+  warnings = found.stderr.splitlines()
+  assert warnings[0].startswith('warning: --gpu_growth True has no effect')
+  assert any('--threads 2 has no effect' in line for line in warnings)

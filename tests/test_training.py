@@ -229,8 +229,9 @@ def test_damaged_checkpoint_gives_way_to_the_previous_one(copy, capfd):
   file.write_bytes(file.read_bytes()[:-100])
   capfd.readouterr()
   stop_in_prefill(copy, steps=1000)
-  warning, = capfd.readouterr().err.splitlines()
+  warning, aside = capfd.readouterr().err.splitlines()
   assert 'truncated' in warning and 'variables.prev.pkl' in warning
+  assert 'variables.damaged.pkl' in aside
   assert decisions(file) == 20
 
 

@@ -1,0 +1,123 @@
+"""A stopped run finds its way back, whatever became of its log directory."""
+
+import json
+import shutil
+
+import pytest
+
+from data import checkpoints
+import running
+from runs import loop
+
+# An episode of 50 decisions, and 10 of the next.
+DECISIONS = 60
+
+
+@pytest.fixture(scope='module')
+def stopped(tmp_path_factory):
+  """Log directory of a run that was stopped in prefill; not to be changed."""
+  logdir = tmp_path_factory.mktemp('stopped')
+  go_on(logdir, DECISIONS)
+  return logdir
+
+
+@pytest.fixture
+def copy(stopped, tmp_path):
+  return shutil.copytree(stopped, tmp_path / 'copy')
+
+
+def go_on(logdir, decisions=10, **flags):
+  """Takes random decisions, until a signal comes."""
+  with running.signal_at(loop.Run, '_random_policy', decisions):
+    assert running.run(logdir, **flags) == 143
+
+
+def progress(logdir):
+  return checkpoints.load(logdir / 'variables.pkl')['progress']
+
+
+def test_episode_that_ends_early_when_it_is_repeated(copy, capfd):
+  go_on(copy, time_limit=10, allow_changes=True)
+  warning, = capfd.readouterr().err.splitlines()
+  assert 'did not repeat its unfinished episode' in warning
+  assert 'it ended after 5 of 10 decisions' in warning
+  # The old one, and those of the new decisions alone.
+  names = running.episodes(copy)
+  assert [name.split('-')[-1] for name in names[:2]] == ['51.npz', '6.npz']
+  assert len(names) == 3
+  # A restart goes on, without another copy.
+  go_on(copy, time_limit=10, allow_changes=True)
+  assert len(running.episodes(copy)) == len(names) + 2
+
+
+def lose(path):
+  path.unlink()
+
+
+@pytest.mark.parametrize('damage', [
+    lose, *(lambda path, data=data: path.write_bytes(data) for data in (
+        b'', b'{"seed": 0', b'[1, 2]', b'{}', b'{"other": 3}', b'\xff\0'))])
+def test_lost_or_odd_config_is_made_again(damage, stopped, copy, capfd):
+  damage(copy / 'config.json')
+  assert running.run(copy, batch_size=5) == 2
+  assert 'batch_size was 4, now 5' in capfd.readouterr().err
+  go_on(copy)
+  warning, = capfd.readouterr().err.splitlines()
+  assert 'config.json is lost or damaged: it is made again' in warning
+  one, two = (
+      json.loads((logdir / 'config.json').read_text())
+      for logdir in (stopped, copy))
+  assert {**one, 'logdir': 0} == {**two, 'logdir': 0}
+
+
+def test_episodes_that_are_missing_are_named(copy, capfd):
+  for path in (copy / 'episodes').iterdir():
+    path.unlink()
+  before = running.content(copy)
+  assert running.run(copy) == 2
+  error = capfd.readouterr().err
+  assert f'{copy}/episodes lacks 1 of the 1 episodes' in error
+  assert '--allow_changes True' in error and len(error.splitlines()) == 1
+  assert running.content(copy) == before
+
+
+@pytest.mark.parametrize('old', [False, True])
+def test_step_stays_without_the_episodes(copy, capfd, old):
+  shutil.rmtree(copy / 'episodes')
+  if old:  # As older versions saved it.
+    file = copy / 'variables.pkl'
+    saved = checkpoints.load(file)
+    saved['step'] = 100
+    for key in ('newest', 'steps', 'gone'):
+      del saved['progress'][key]
+    checkpoints.save(file, saved)
+  go_on(copy, allow_changes=True)
+  captured = capfd.readouterr()
+  assert 'continues at step 120' in captured.out
+  assert 'stopped at step 140' in captured.out
+  assert 'it goes on without them' in captured.err
+  go_on(copy)
+  captured = capfd.readouterr()
+  assert 'continues at step 140' in captured.out
+  assert captured.err == ''
+
+
+def test_episodes_finished_since_are_found_by_name(copy):
+  """Although an older one was removed, which shifts all positions."""
+  saved = (copy / 'variables.pkl').read_bytes()
+  go_on(copy, 40)
+  # As after a kill: the episode that was open is finished on disk.
+  (copy / 'variables.pkl').write_bytes(saved)
+  first, second = running.episodes(copy)
+  (copy / 'episodes' / first).unlink()
+  go_on(copy, 10, allow_changes=True)
+  open_episode, = progress(copy)['driver']['open']
+  assert len(open_episode['action']) - 1 == 10
+  assert running.episodes(copy) == [second]
+
+
+def test_name_that_is_too_long_is_one_line(tmp_path, capfd):
+  assert running.run(tmp_path / ('x' * 300)) == 2
+  captured = capfd.readouterr()
+  assert captured.err.startswith('error: ') and 'name too long' in captured.err
+  assert len(captured.err.splitlines()) == 1
