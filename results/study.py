@@ -11,7 +11,6 @@ its source is read: the rest may be run elsewhere. Any of its commands may as
 well be typed by hand.
 """
 
-import contextlib
 import dataclasses
 import pathlib
 import re
