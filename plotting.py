@@ -64,6 +64,9 @@ def define_config():
   define('threshold', None, 'Return for steps to threshold; else nine tenths '
          'of the way to the final score of scratch.', type=float,
          metavar='RETURN')
+  define('profiles', False, 'Draw performance profiles over all tasks, and the '
+         'probability that a run of a method beats one of the baseline '
+         '(Agarwal et al. 2021).', nargs='?')
   config.heading('Look')
   define('size', [2.5, 2.1], 'Width and height of a panel in inches.', nargs=2,
          positive=True)
@@ -106,11 +109,13 @@ AXIS_NAMES = {
 CAPTIONS = dict(
     mean='mean ± standard deviation with ddof 0', median='median [quartiles]',
     iqm='interquartile mean [95 % bootstrap interval]',
+    probability='probability [95 % bootstrap interval]',
     difference='mean [95 % bootstrap interval], against the baseline')
 MEASURES = {
     'jump_start': ('Jump-start', 0), 'area_ratio': ('Area ratio', 1),
     'final_difference': ('Final difference', 0),
     'steps_saved': ('Steps saved', 0)}
+CHANCES = {'overall': ('Overall score', 0.5), 'final': ('Final score', 0.5)}
 
 
 def main(argv):
@@ -168,6 +173,12 @@ def make(args):
       points = scores.omega_rows(tasks, baselines)
       if len({point['omega'] for point in points} - {None}) > 1:
         figures['omega'] = draw_omega(points, args)
+    if args.profiles:
+      figures['profiles'] = draw_profiles(tasks, ranges, looks, args)
+      rows = scores.improvement_rows(tasks, reference(tasks, curves, args))
+      if rows:
+        rows_of['improvement'] = rows, 'probability'
+        figures['improvement'] = draw_improvement(rows, len(tasks), looks, args)
   say_short_names(curves, args)
   return figures, rows_of
 
@@ -192,6 +203,20 @@ def one_baseline(curves, args):
         f"--baseline '{args.baseline}' fits {' and '.join(map(repr, found))}: "
         'write the whole name of one.')
   return found[0]
+
+
+def reference(tasks, curves, args):
+  """The method on all tasks that --profiles compares the others with."""
+  methods = scores.everywhere(tasks)
+  named = one_baseline(curves, args)
+  kinds = {curve.method: curve.kind for curve in curves}
+  found = [named] if named else [
+      method for method in methods if reading.is_scratch(kinds[method])]
+  if len(found) == 1 and found[0] in methods:
+    return found[0]
+  raise terminal.UserError(
+      '--profiles compares methods on all tasks with one of them: name it with '
+      f'--baseline. There is {", ".join(methods) or "none on all tasks"}.')
 
 
 def say_baselines(baselines):
@@ -418,27 +443,58 @@ def draw_transfer(rows, looks, args):
 
   Names stand in lines above each other: the task, then its methods.
   """
-  tasks = list(dict.fromkeys(row['task'] for row in rows))
-  groups = [[row for row in rows if row['task'] == task] for task in tasks]
+  tasks = dict.fromkeys(row['task'] for row in rows)
+  groups = {
+      title(task, args): [row for row in rows if row['task'] == task]
+      for task in tasks}
+  return draw_marks(
+      groups, MEASURES, looks, args, 'Against the baseline (dashed): mean and '
+      '95 % interval; better to the right')
+
+
+def draw_improvement(rows, number, looks, args):
+  """Probabilities of improvement, a mark per method."""
+  name = f'{number} task' + 's' * (number > 1)
+  figure = draw_marks(
+      {name: rows}, CHANCES, looks, args,
+      'Probability that a run beats one of '
+      f'{label(rows[0]["baseline"], args)}, with 95 % interval')
+  for axes in figure.axes:
+    axes.set_xlim(-0.03, 1.03)
+    axes.set_xticks([0, 0.25, 0.5, 0.75, 1])
+  return figure
+
+
+def draw_marks(groups, measures, looks, args, below):
+  """A row of panels per group of rows, a column per measure.
+
+  Args:
+    groups: {heading: rows with a `method` and an estimate per measure}.
+    measures: {name: (title, where the baseline stands)}.
+    looks: from `styles`.
+    args: from `parse`.
+    below: text below the panels.
+  """
   names = [
       [style.wrapped(label(row['method'], args), 36) for row in group]
-      for group in groups]
+      for group in groups.values()]
+  headings = [style.wrapped(heading, 36) for heading in groups]
   lines = [[1 + 0.65 * name.count('\n') for name in group] for group in names]
   # A unit of the y axes is a fifth of an inch.
   heights = [0.2 * (1.1 + sum(group)) for group in lines]
   figure = mpl_figure.Figure(
-      figsize=(8.5, sum(heights) + 0.32 * len(tasks) + 0.4), dpi=style.DPI)
+      figsize=(8.5, sum(heights) + 0.32 * len(groups) + 0.4), dpi=style.DPI)
   grids = figure.subplots(
-      len(tasks), len(MEASURES), squeeze=False, sharey='row',
+      len(groups), len(measures), squeeze=False, sharey='row',
       height_ratios=heights)
-  for axes, (name, _) in zip(grids[0], MEASURES.values()):
+  for axes, (name, _) in zip(grids[0], measures.values()):
     style.set_title(axes, name)
-  for line, task, group, texts, sizes in zip(
-      grids, tasks, groups, names, lines):
+  for line, heading, group, texts, sizes in zip(
+      grids, headings, groups.values(), names, lines):
     ends = np.cumsum(sizes)
     places = ends - np.array(sizes) / 2
-    for axes, (measure, (_, reference)) in zip(line, MEASURES.items()):
-      axes.axvline(reference, color='0.35', linewidth=1, linestyle='--')
+    for axes, (measure, (_, baseline)) in zip(line, measures.items()):
+      axes.axvline(baseline, color='0.35', linewidth=1, linestyle='--')
       for place, row in zip(places, group):
         centre, low, high = row[measure]
         color = looks[row['method']]['color']
@@ -447,16 +503,42 @@ def draw_transfer(rows, looks, args):
       axes.set_ylim(ends[-1] + 0.1, -1)
       axes.grid(False, axis='y')
       axes.tick_params(axis='y', length=0)
-      axes.set_yticks(
-          [-0.5, *places], [style.wrapped(title(task, args), 36), *texts])
+      axes.set_yticks([-0.5, *places], [heading, *texts])
       axes.xaxis.set_major_locator(mpl_ticker.MaxNLocator(4))
       axes.xaxis.set_major_formatter(style.step_text)
     line[0].get_yticklabels()[0].set_fontweight('bold')
-  texts = [text for group in names for text in group]
-  texts += [style.wrapped(title(task, args), 36) for task in tasks]
-  style.arrange(
-      grids.tolist(), heights, texts, 'Against the baseline (dashed): mean and '
-      '95 % interval; better to the right')
+  texts = [text for group in names for text in group] + headings
+  style.arrange(grids.tolist(), heights, texts, below)
+  return figure
+
+
+def draw_profiles(tasks, ranges, looks, args):
+  """Shares of runs above each normalised score, of methods on all tasks."""
+  figure, panels = grid(len(scores.SCORES), args)
+  handles = {}
+  for axes, (name, score) in zip(panels, scores.SCORES):
+    groups = {
+        method: [
+            np.array([
+                scores.normalise(score(curve), ranges[task])
+                for curve in methods[method]])
+            for task, methods in tasks.items()]
+        for method in scores.everywhere(tasks)}
+    values = np.concatenate(sum(groups.values(), []))
+    thresholds = np.linspace(
+        min(0, values.min()), max(1, values.max()), 201)
+    for method, group in groups.items():
+      draw_band(
+          axes, thresholds, scores.profile(group, thresholds), looks[method])
+      handles[label(method, args)] = mpl_lines.Line2D([], [], **looks[method])
+    style.set_title(axes, f'{name.capitalize()} score')
+    dress(axes, args)
+    axes.set_ylim(0, 1.03)
+  for index, axes in enumerate(panels):
+    outer(
+        axes, index, panels, 'Normalised score', 'Share of runs above')
+  style.arrange(in_rows(panels))
+  style.add_legend(figure, handles)
   return figure
 
 

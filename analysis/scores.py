@@ -138,13 +138,13 @@ def score_rows(tasks, ranges, how):
           task=task, method=method, runs=len(curves),
           steps=min(curve.xs[-1] for curve in curves),
           **{name: summary(how, np.array([score(curve) for curve in curves]))
-             for name, score in _SCORES}))
+             for name, score in SCORES}))
   for method in reading.common_methods(tasks):
     groups = [methods[method] for methods in tasks.values()]
     row = dict(
         task='all, normalised', method=method, runs=sum(map(len, groups)),
         steps=min(curve.xs[-1] for group in groups for curve in group))
-    for name, score in _SCORES:
+    for name, score in SCORES:
       row[name] = summary(how, *[
           np.array([normalise(score(curve), ranges[task]) for curve in group])
           for task, group in zip(tasks, groups)])
@@ -152,7 +152,7 @@ def score_rows(tasks, ranges, how):
   return rows
 
 
-_SCORES = (('overall', overall_score), ('final', final_score))
+SCORES = (('overall', overall_score), ('final', final_score))
 
 
 def normalise(score, limits):
@@ -319,7 +319,7 @@ def omega_rows(tasks, baselines):
         line = lines.setdefault(same, method)
       else:
         continue
-      for score_name, score in _SCORES:
+      for score_name, score in SCORES:
         values = np.array([score(curve) for curve in curves])
         rows.append(dict(
             task=task, method=method, line=line, omega=factor,
@@ -358,6 +358,81 @@ def _difference(ours, theirs, axis):
 def _ratio(ours, theirs, axis):
   ours, theirs = ours.mean(axis), np.asarray(theirs.mean(axis))
   return ours / np.where(theirs > 0, theirs, np.nan)
+
+
+# Comparing methods over all tasks (Agarwal et al. 2021, arXiv 2108.13264)
+
+
+def improvement_rows(tasks, baseline):
+  """Probabilities that a run of a method beats a run of the baseline.
+
+  Args:
+    tasks: {task: {method: [curves]}}.
+    baseline: a method on all tasks.
+
+  Returns:
+    A row for each other method that ran all tasks, with the probability and
+    its 95 % bootstrap interval for overall and final scores.
+  """
+  rows = []
+  for method in everywhere(tasks):
+    if method == baseline:
+      continue
+    row = dict(
+        method=method, baseline=baseline, tasks=len(tasks),
+        runs=sum(len(methods[method]) for methods in tasks.values()))
+    for name, score in SCORES:
+      ours, theirs = (
+          [np.array([score(curve) for curve in methods[side]])
+           for methods in tasks.values()] for side in (method, baseline))
+      row[name] = improvement(ours, theirs)
+    rows.append(row)
+  return rows
+
+
+def everywhere(tasks):
+  """Methods with runs on every task."""
+  first, *others = tasks.values()
+  return [m for m in first if all(m in methods for methods in others)]
+
+
+def improvement(ours, theirs):
+  """`(probability, low, high)` that a score of ours is above one of theirs.
+
+  The mean over tasks of the share of pairs of runs in which ours is higher, a
+  tie counting half (that is the Mann-Whitney U statistic over the number of
+  pairs). Runs are redrawn within each task and side.
+
+  Args:
+    ours, theirs: lists with the scores `[runs]` of each task.
+  """
+  return _estimate(_improvement, *ours, *theirs)
+
+
+def _improvement(*groups, axis):
+  groups = [np.moveaxis(group, axis, -1) for group in groups]
+  half = len(groups) // 2
+  chances = [
+      (np.sign(x[..., :, None] - y[..., None, :]) + 1).mean((-1, -2)) / 2
+      for x, y in zip(groups[:half], groups[half:])]
+  return np.mean(chances, 0)
+
+
+def profile(groups, thresholds):
+  """`(share, low, high)`, each `[K]`: runs whose score is above a threshold.
+
+  Args:
+    groups: list with the normalised scores `[runs]` of each task; runs are
+      redrawn within each.
+    thresholds: `[K]`.
+  """
+  above = [
+      (group[:, None] > thresholds).astype(float) for group in groups]
+  return _estimate(_pooled_mean, *above)
+
+
+def _pooled_mean(*groups, axis):
+  return np.concatenate(groups, axis).mean(axis)
 
 
 # Published scores

@@ -13,6 +13,7 @@ from matplotlib import colors as mpl_colors
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 import numpy as np
 import pytest
+import scipy.stats
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -633,6 +634,75 @@ def test_transfer_figure_and_omega_curve(transfer_runs):
       final.get_xydata(), [[0, 107.5], [0.2, 115.5], [0.5, 103.5]])
   legend = [text.get_text() for text in figures['omega'].legends[0].get_texts()]
   assert sorted(legend) == ['FTL', 'scratch']
+
+
+# Over all tasks
+
+
+def test_probability_of_improvement_is_the_share_of_pairs_won():
+  # 1 beats 0; 2 beats 0 and ties with 2; 3 beats 0 and 2: 4.5 of 9.
+  ours, theirs = np.array([1.0, 2, 3]), np.array([0.0, 2, 4])
+  assert scores.improvement([ours], [theirs])[0] == pytest.approx(0.5)
+  assert scores.improvement([theirs + 9], [ours]) == (1, 1, 1)
+  # The mean over tasks, whatever their numbers of runs.
+  both = scores.improvement(
+      [ours, np.full(7, 5.0)], [theirs, np.full(2, 1.0)])
+  assert both[0] == pytest.approx(0.75)
+  assert 0.5 <= both[1] < both[0] < both[2] <= 1
+
+
+def test_probability_of_improvement_is_that_of_mann_and_whitney():
+  rng = np.random.default_rng(0)
+  ours, theirs = rng.normal(size=17), rng.normal(1, 2, size=9)
+  u = scipy.stats.mannwhitneyu(ours, theirs).statistic
+  centre, low, high = scores.improvement([ours], [theirs])
+  assert centre == pytest.approx(u / (17 * 9))
+  assert 0 <= low < centre < high <= 1
+
+
+def test_interval_of_improvement_covers_as_often_as_it_says():
+  rng = np.random.default_rng(1)
+  hits = 0
+  for _ in range(60):
+    low, high = scores.improvement(
+        [rng.normal(size=15)], [rng.normal(size=15)])[1:]
+    hits += low <= 0.5 <= high
+  assert hits >= 52
+
+
+def test_performance_profile_is_the_share_of_runs_above():
+  groups = [np.array([0.1, 0.5, 0.9]), np.array([0.5, 0.5])]
+  share, low, high = scores.profile(groups, np.array([0, 0.3, 0.5, 0.9]))
+  np.testing.assert_allclose(share, [1, 4 / 5, 1 / 5, 0])
+  # Only runs of the first task differ, and they are redrawn within it.
+  np.testing.assert_allclose(low, [1, 2 / 5, 0, 0])
+  np.testing.assert_allclose(high, [1, 1, 3 / 5, 0])
+
+
+def test_profiles_and_improvement_are_drawn(two_tasks, capsys):
+  figures, rows_of = make(two_tasks, '--profiles')
+  row, = rows_of['improvement'][0]
+  assert (row['method'], row['baseline']) == ('planet', 'dreamer')
+  assert (row['tasks'], row['runs']) == (2, 6)
+  assert row['overall'] == row['final'] == (1, 1, 1)
+  mark, = [
+      line for line in figures['improvement'].axes[0].lines
+      if line.get_marker() == 'o']
+  assert mark.get_xdata() == [1]
+  overall, final = figures['profiles'].axes
+  dreamer, planet = drawn_lines(final)
+  # Of 1,000: 10, 20, 60, 110, 120, 160 and 300 more.
+  for line, gain in ((dreamer, 0), (planet, 300)):
+    values = (np.array([10, 20, 60, 110, 120, 160]) + gain) / 1000
+    xs, ys = line.get_data()
+    np.testing.assert_allclose(
+        ys, (values[:, None] > xs).mean(0))
+  assert overall.get_title() == 'Overall score'
+  with pytest.raises(terminal.UserError, match='--baseline. There is dreamer'):
+    for seed in range(2):
+      for task in ('dmc_walker_walk', 'dmc_cup_catch'):
+        write_run(two_tasks / task / 'scratch' / str(seed), STEPS)
+    make(two_tasks, '--profiles')
 
 
 # Figures
