@@ -488,6 +488,7 @@ class Dreamer(saving.Saved):
 
 def scale_image(image):
   """uint8 to -0.5 … 0.5; floats are taken as they are."""
+  image = tf.convert_to_tensor(image)
   if image.dtype != tf.uint8:
     return image
   return tf.cast(image, tf.float32) / 255 - 0.5

@@ -346,4 +346,5 @@ class Actor(Module):
 
 def _swap(x):
   """Exchanges batch and time axes."""
+  x = tf.convert_to_tensor(x)
   return tf.transpose(x, [1, 0] + list(range(2, x.shape.rank)))
