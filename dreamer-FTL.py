@@ -1,21 +1,22 @@
 """Trains on one task from a share of what an agent learned on others.
 
 Modular and fractional transfer (Sasso et al. 2023). First put the multi-task
-agent's variables.pkl into the new log directory, or name it with --source:
+agent's variables.pkl into the new log directory, or name it with --source,
+which alone means --transfer True:
 
 python dreamer-FTL.py --task1 HalfCheetahBulletEnv-v0 --batch_length 50 \\
     --envs 1 --steps 1e6 --transfer True --transfer_factor 0.2 \\
     --logdir './logdir/frac-cheetah/'
 
-What becomes of a variable is said by the first of three patterns that its
-name contains; nothing has an optimizer state:
+The first of three patterns that fits the name of a variable decides on it; all
+optimizer states are fresh:
 
   --reset   keeps its fresh initial value   actions of img1, output of actor
   --scale   W ← W_fresh + ω · W_source      outputs of reward, value, pcont
   --copy    takes the source's value        all others
 
 A name that no pattern fits is reset too. `dynamics/img1/kernel` is two parts,
-`…/stoch` and `…/action`: the rows of actions mean other joints in other tasks.
+`…/stoch` and `…/action`: rows of actions mean other joints in other tasks.
 Variables that fit --freeze are not trained afterwards.
 """
 
@@ -114,15 +115,13 @@ def find_source(config):
 
 
 def rule(name, config):
-  """What becomes of a variable: 'reset', 'scale' or 'copy'."""
-  for kind in RULES:
-    if patterns.fits(getattr(config, kind), name):
-      return kind
-  return 'reset'
+  """The rule for a variable: 'reset', 'scale' or 'copy'."""
+  fitting = [k for k in RULES if patterns.fits(getattr(config, k), name)]
+  return fitting[0] if fitting else 'reset'
 
 
 def parts(values):
-  """Cuts the kernel of img1 into the rows of stoch and those of actions."""
+  """Cuts the kernel of img1 into the rows of stoch and of actions."""
   values = dict(values)
   if IMG1 in values and 'dynamics/img3/bias' in values:
     stoch = len(values['dynamics/img3/bias']) // 2

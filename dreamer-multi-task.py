@@ -6,9 +6,9 @@ python dreamer-multi-task.py --task1 HopperBulletEnv-v0 \\
     --logdir './logdir/'
 
 One encoder, decoder, dynamics, reward, value and actor learn all tasks; the
-agent is not told which task it is in. What makes it one agent:
+agent is not told which task it is in. It is one agent in these ways:
 
-- Actions are as wide as those of the widest task. An environment receives the
+- Actions are as wide as in the widest task. An environment receives the
   leading ones; replay holds all, as the agent chose them.
 - All environments take a step in turn, so tasks get equally many.
 - A sequence of a batch is drawn from a task that is drawn uniformly, however

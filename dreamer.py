@@ -153,7 +153,7 @@ class Dreamer(saving.Saved):
   script = 'dreamer.py'
   # Whether a foreign variables.pkl in a new log directory is to be used.
   takes_source = False
-  # What a new agent has from others, for people to read.
+  # Report of what a new agent has from others.
   report = ''
 
   def __init__(

@@ -14,8 +14,8 @@ from common.backend import keras, tf, tfd
 import tools
 
 
-# By the values of flags; others are known to Keras by name. The slope is that of
-# tf.nn.leaky_relu, which the public agent takes.
+# Activations that Keras does not know by the value of the flag. The slope is
+# 0.2, that of tf.nn.leaky_relu, which the public agent takes.
 ACTIVATIONS = {'leaky_relu': tf.nn.leaky_relu}
 
 

@@ -296,8 +296,7 @@ class Optimizer:
   def step(self, grads, norm, strategy):
     """One Adam step on all replicas, or none where the norm is not finite.
 
-    The gradients are those of all replicas together, so that all make the same
-    step.
+    Gradients are averaged over replicas already: all make the same step.
     """
     finite = tf.math.is_finite(norm)
     tf.cond(

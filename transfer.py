@@ -1,4 +1,4 @@
-"""What the transfer scripts share: their tasks, where files lie, the report."""
+"""Shared by the transfer scripts: tasks, files of modules, the report."""
 
 import math
 import pathlib
@@ -38,7 +38,7 @@ def tasks(config):
   return names
 
 
-# Where pickled variables lie.
+# Files of pickled variables.
 
 def find_module(module, config):
   """The file that a flag names, or one in or above the log directory."""
@@ -117,7 +117,7 @@ def check_activations(path, saved, config, flags):
           f'{ours}: give it the same.')
 
 
-# What becomes of the variables.
+# The report.
 
 def report(title, rules, values, frozen, factor=None):
   """A table of what became of the variables of each module.
@@ -138,7 +138,8 @@ def report(title, rules, values, frozen, factor=None):
     kinds = {'copy': 'copied', 'scale': f'scaled by {factor:g}', **kinds}
   rows = [['module', *kinds.values(), 'frozen']]
   for module in [*dict.fromkeys(map(layers.module_of, rules)), 'all']:
-    names = [name for name in rules if module in (layers.module_of(name), 'all')]
+    names = [
+        name for name in rules if module in (layers.module_of(name), 'all')]
     rows.append([
         module, *(cell([name for name in names if rules[name] == kind])
                   for kind in kinds), cell(list(filter(frozen, names)))])

@@ -1,4 +1,4 @@
-"""What a world model predicts of images that it does not see."""
+"""Predictions of a world model for images that it does not see."""
 
 from common.backend import tf
 

@@ -17,7 +17,7 @@ from common import terminal
 from data.logdir import Logdir, METRICS
 
 # Records of a run that stand beside its flags.
-_RECORDS = 'script', 'run', 'python', 'tensorflow'
+_RECORDS = 'script', 'run', 'python', 'tensorflow', 'precision_used'
 # Flags that name files of other agents.
 SOURCES = re.compile(r'source|encoder|decoder|meta\d')
 _OMEGA = re.compile(r' ?(?:ω|omega)[=_ ]?(\d*\.?\d+)')

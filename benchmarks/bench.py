@@ -2,8 +2,8 @@
 
 python3 bench.py [--out bench.json] [--only step,acting] [--plot growth.png]
 
-Machines differ, and so does one machine from minute to minute. What is
-compared therefore runs alternately, and a figure is the median of the ratios.
+Machines differ, and so does one machine from minute to minute. Things to
+compare therefore run alternately, and a figure is the median of the ratios.
 Nothing else should run meanwhile.
 """
 
@@ -49,7 +49,7 @@ def define_config():
   return config
 
 
-# What is measured. Every function returns rows of the table, and series that
+# The figures. Every function returns rows of the table, and series that
 # show growth: {name: (label of the axis, numbers there, label, measured)}.
 
 
@@ -87,7 +87,7 @@ def step(quick):
 
 
 def profile(quick):
-  """Where an update spends its time, before and after faster convolutions."""
+  """Time of the parts of an update, before and after faster convolutions."""
   preset = 'debug' if quick else 'paper'
   agent, batch = make_agent(preset), random_batch(preset)
   parts = measuring.pieces(agent, batch)
@@ -326,7 +326,7 @@ def line_of(line):
 
 
 def describe():
-  """What the figures depend on."""
+  """The machine and the versions that the figures depend on."""
   cpu = pathlib.Path('/proc/cpuinfo').read_text().partition('model name')[2]
   commit = subprocess.run(
       ['git', 'describe', '--always', '--dirty'], cwd=files.ROOT, text=True,

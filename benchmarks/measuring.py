@@ -1,4 +1,4 @@
-"""What bench.py measures: updates, starts, policies, collection, batches."""
+"""Measurements for bench.py: updates, starts, policies, collection, batches."""
 
 import collections
 import contextlib
@@ -103,7 +103,7 @@ def operations(config, actions=ACTIONS):
       for name, count in (('actor', outputs), ('reward', 1), ('value', 1)))
 
   posts = c.batch_size * c.batch_length
-  # Where a sequence may end, nothing is imagined from its last state.
+  # With pcont, nothing is imagined from the last state of a sequence.
   starts = c.batch_size * (c.batch_length - c.pcont)
   states, returns = c.horizon * starts, (c.horizon - 1) * starts
   action_rows = layers.operations((actions, c.deter_size))

@@ -12,7 +12,7 @@ import re
 
 # Flags that layers follow from.
 SIZES = 'cnn_depth', 'deter_size', 'stoch_size', 'num_units'
-# Hidden layers of the networks of features; those without are not such.
+# Number of hidden layers of each network of features.
 HIDDEN = {'actor': 4, 'pcont': 3, 'reward': 2, 'value': 3}
 
 
@@ -78,8 +78,8 @@ MODULES = (
 def operations(kernel, pixels=1):
   """Floating-point operations of one use: a product and a sum for each weight.
 
-  A convolution uses its kernel at each of its `pixels`, those of the smaller
-  of its two images.
+  A convolution uses its kernel at each of its `pixels`, as many as the
+  smaller of its two images has.
   """
   return 2 * pixels * math.prod(kernel)
 

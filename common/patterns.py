@@ -40,7 +40,7 @@ def check(flag, pattern, names=None):
 
 
 def alternatives(pattern):
-  """The parts of a pattern between those of its `|` that no bracket holds."""
+  """The parts of a pattern between the `|` that stand outside of brackets."""
   parts, depth, escaped, inside = [''], 0, False, False
   for sign in pattern:
     if not escaped and not inside:

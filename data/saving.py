@@ -1,4 +1,4 @@
-"""What is kept of an agent, by name, and how an agent comes back from it."""
+"""Saves an agent, every part by name, and brings it back."""
 
 import numpy as np
 
@@ -23,7 +23,7 @@ class Saved:
     return agent.checked(checkpoint['config'])
 
   def state(self):
-    """What `restore` needs, as plain containers and arrays."""
+    """Everything that `restore` needs, as plain containers and arrays."""
     return {
         'script': self.script,
         'config': self.config.plain(),

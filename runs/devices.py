@@ -6,8 +6,6 @@ import os
 import shutil
 import subprocess
 
-import numpy as np
-
 from common import precision, terminal
 from common.backend import tf
 
@@ -92,7 +90,7 @@ class Team:
   def _sum(self, values):
     @tf.function(autograph=False)
     def total(values):
-      # The mean over replicas, since those of one machine say the same.
+      # The mean over replicas, since all of one machine say the same.
       mean = self.strategy.reduce(
           'MEAN', self.strategy.run(tf.identity, (values,)), axis=None)
       return mean * self.size
@@ -186,10 +184,8 @@ def describe(agent, strategy=None):
   else:
     cores = len(os.sched_getaffinity(0))
     place = f'CPU ({cores} core{"s" * (cores > 1)})'
-  size = sum(
-      int(np.prod(variable.shape)) for variable in agent.variables.values())
   kind = precision.POLICIES[agent.precision].replace('_', ' ')
-  return f'device {place} · precision {kind} · {size:,} parameters'
+  return f'device {place} · precision {kind} · {agent.parameters:,} parameters'
 
 
 def check_gpu():

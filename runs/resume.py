@@ -70,6 +70,7 @@ class History:
     self.logdir.write_config(dict(
         script=self._class.script, run=self._id,
         python=platform.python_version(), tensorflow=tf.__version__,
+        precision_used=agent.precision,  # What --precision auto came to.
         **self._config.plain()))
 
   def save(self, agent, progress):
