@@ -261,11 +261,9 @@ def work(runs, config, study=()):
             finish(run)
           else:
             word = 'stopped' if status else 'failed'
+          remain = len(runs) - len(done)
           terminal.say(
-              f'{word:<8} {run.name} at step {keeping.reached(run):,} after '
-              f'{terminal.duration(time.monotonic() - began)}' +
-              f' with exit status {process.returncode}' *
-              bool(process.returncode) + f'; {len(runs) - len(done)} remain')
+              f'{word:<8} {ended(run, process, began)}; {remain} remain')
           if word == 'failed':
             failed.append(run.name)
             terminal.say(last_words(run))
@@ -295,6 +293,14 @@ def start(run):
         [sys.executable, str(files.ROOT / run.script), *run.words],
         stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT,
         start_new_session=True)
+
+
+def ended(run, process, began):
+  time_taken = terminal.duration(time.monotonic() - began)
+  status = process.returncode
+  return (
+      f'{run.name} at step {keeping.reached(run):,} after {time_taken}' +
+      f' with exit status {status}' * bool(status))
 
 
 def last_words(run):
