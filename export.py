@@ -15,21 +15,21 @@ from data.logdir import checkpoint_in
 
 def define_config():
   config = flags.Config()
-  config.define('from', '', 'Log directory, or checkpoint in either format.')
-  config.define('module', 'encoder', 'What to take of it.',
-                list(layers.MODULES))
-  config.define('to', '', 'File to write, for example ./encoder.pkl.')
+  define = config.define
+  define('from', None, 'Log directory of the agent, or a checkpoint in either '
+         'format.', type=pathlib.Path, metavar='PATH', required=True)
+  define('module', 'encoder', 'Module to export.', list(layers.MODULES))
+  define('to', None, 'File to write, for example ./encoder.pkl.',
+         type=pathlib.Path, metavar='FILE', required=True)
   return config
+
 
 
 def main(argv):
   config = define_config().command(argv, __doc__)
-  source, module, target = config.plain().values()
-  for name, value in (('from', source), ('to', target)):
-    if not value:
-      raise terminal.UserError(f'--{name} is missing; see --help.')
+  source, module, target = getattr(config, 'from'), config.module, config.to
   file = checkpoint_in(source)
-  if pathlib.Path(target).exists():
+  if target.exists():
     raise terminal.UserError(
         f'{target} is there already: remove it or choose another name.')
   config = checkpoints.load(file)['config']

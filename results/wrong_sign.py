@@ -11,19 +11,26 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
-from common import terminal
-import dreamer
-from runs import loop
+from common import flags, options
 
 OF_MODEL = 'image', 'reward', 'pcont'
 
 
 def define_config():
-  config = dreamer.define_config()
+  config = options.dreamer()
   config.define(
-      'term', 'actor', 'The term of the losses whose sign is turned.',
+      'term', 'actor', 'Term of the losses whose sign is turned.',
       [*OF_MODEL, 'divergence', 'actor', 'value'])
   return config
+
+
+if __name__ == '__main__':
+  # Before TensorFlow is imported: --help and bad flags are answered at once.
+  flags.check(define_config, __doc__)
+
+from common import terminal
+import dreamer
+from runs import loop
 
 
 class WrongSign(dreamer.Dreamer):
