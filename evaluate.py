@@ -7,32 +7,34 @@ root of the mean squared distance to the mean, ddof 0). Nothing but the film is
 written.
 """
 
+import pathlib
+
 from common import flags
 
 
 def define_config():
   config = flags.Config()
   define = config.define
-  define('from', '', 'Log directory, or checkpoint in either format.', path=True,
-         metavar='PATH', required=True)
+  define('from', None, 'Log directory of the agent, or a checkpoint in either '
+         'format.', type=pathlib.Path, metavar='PATH', required=True)
   define('episodes', 10, 'Episodes of each task.', low=1)
   define('task', '', 'Task to play in place of those that the agent was '
          'trained on.')
-  define('video', '', 'File for a film of the first episode: a .gif, or an '
-         '.mp4 where there is ffmpeg. Of several tasks, each gets a file with '
-         'its name in it.', path=True)
-  define('size', 256, 'Height and width of the film in pixels.', low=16,
+  define('video', None, 'File for a video of the first episode: a .gif, or an '
+         '.mp4 where ffmpeg is installed. With several tasks, each gets a file '
+         'with its name in it.', type=pathlib.Path, metavar='FILE')
+  define('size', 256, 'Height and width of the video in pixels.', low=16,
          high=1024)
-  define('seed', 0, 'Fixes the episodes and the actions.', low=0,
+  define('seed', 0, 'Seed of the episodes and the actions.', low=0,
          high=2 ** 31 - 1)
   return config
 
 
 if __name__ == '__main__':
-  flags.check(define_config, __doc__)  # Before slow imports.
+  # Before TensorFlow is imported: --help and bad flags are answered at once.
+  flags.check(define_config, __doc__)
 
 import itertools
-import pathlib
 import re
 import shutil
 import subprocess

@@ -8,30 +8,31 @@ same time steps. The episode is the newest of the run that has --length time
 steps; where there are none, as beside a checkpoint alone, one is played.
 """
 
+import pathlib
+
 from common import flags
 
 
 def define_config():
   config = flags.Config()
   define = config.define
-  define('from', '', 'Log directory, or checkpoint in either format.', path=True,
-         metavar='PATH', required=True)
-  define('episode', '', 'File of an episode; else the newest of the run that '
-         'is long enough.', path=True)
-  define('task', '', 'Task to play where there are no episodes; else the '
+  define('from', None, 'Log directory of the agent, or a checkpoint in either '
+         'format.', type=pathlib.Path, metavar='PATH', required=True)
+  define('episode', None, 'File of the episode. Default: the newest of the run '
+         'that is long enough.', type=pathlib.Path, metavar='FILE')
+  define('task', '', "Task to play where there are no episodes; else the "
          "agent's first.")
   define('start', 0, 'First time step of the episode to show.', low=0)
   define('context', 5, 'Time steps that the model sees.', low=1)
   define('length', 50, 'Time steps to show, if the episode has as many.', low=2)
-  define('seed', 0, "Fixes the model's samples.", low=0, high=2 ** 31 - 1)
-  define('out', 'strip.png', 'File to write, a .png or .pdf.', path=True)
+  define('seed', 0, "Seed of the model's samples.", low=0, high=2 ** 31 - 1)
+  define('out', pathlib.Path('strip.png'), 'File to write, a .png or .pdf.')
   return config
 
 
 if __name__ == '__main__':
-  flags.check(define_config, __doc__)  # Before slow imports.
-
-import pathlib
+  # Before TensorFlow is imported: --help and bad flags are answered at once.
+  flags.check(define_config, __doc__)
 
 from matplotlib import figure as mpl_figure
 import numpy as np
@@ -51,7 +52,7 @@ SEEN = '0.93'  # Grey behind what the model has seen.
 
 def main(argv):
   config = define_config().command(argv, __doc__)
-  source, out = getattr(config, 'from'), pathlib.Path(config.out)
+  source, out = getattr(config, 'from'), config.out
   if out.suffix not in ('.png', '.pdf'):
     raise terminal.UserError(f'--out {out} must end in .png or .pdf.')
   agent, tasks = agents.load(source)

@@ -7,6 +7,31 @@ compare therefore run alternately, and a figure is the median of the ratios.
 Nothing else should run meanwhile.
 """
 
+import pathlib
+
+from common import flags
+
+
+def define_config():
+  config = flags.Config()
+  define = config.define
+  define('out', pathlib.Path('bench.json'), 'File for all figures.')
+  define('plot', None, 'Picture of how cost grows, for example growth.png.',
+         type=pathlib.Path, metavar='FILE')
+  define('pictures', None, 'Picture of the difference that --render fast '
+         'makes, for example rendering.png.', type=pathlib.Path,
+         metavar='FILE')
+  define('only', '', 'Figures to measure, with commas between them, for '
+         'example step,acting; an unknown one lists all.')
+  define('quick', False, 'Use tiny sizes, to show that everything works; the '
+         'figures mean nothing then.')
+  return config
+
+
+if __name__ == '__main__':
+  # Before TensorFlow is imported: --help and bad flags are answered at once.
+  flags.check(define_config, __doc__)
+
 import concurrent.futures
 import contextlib
 import datetime
@@ -16,7 +41,6 @@ import json
 import math
 import multiprocessing
 import os
-import pathlib
 import platform
 import shutil
 import subprocess
@@ -27,27 +51,12 @@ import numpy as np
 
 from benchmarks import measuring
 from benchmarks.measuring import alternately, make_agent, random_batch
-from common import files, flags, terminal
+from common import files, terminal
 from data import replay
 from data.logdir import Logdir
 import dreamer
 from runs import workers
 import wrappers
-
-
-def define_config():
-  """Every flag, its default and what it does."""
-  config = flags.Config()
-  config.define('out', pathlib.Path('bench.json'), 'File for all figures.')
-  config.define('plot', '', 'Picture of how cost grows, for example '
-                'growth.png.')
-  config.define('pictures', '', 'Picture of what --render fast leaves out, for '
-                'example rendering.png.')
-  config.define('only', '', f"Figures to measure: {','.join(FIGURES)}.")
-  config.define('quick', False, 'Tiny sizes: shows that all works, and says '
-                'nothing about speed.')
-  return config
-
 
 # The figures. Every function returns rows of the table, and series that
 # show growth: {name: (label of the axis, numbers there, label, measured)}.

@@ -82,6 +82,11 @@ class Flag:
     return self.check(dict(zip(words[::2], words[1::2])))
 
   def _read(self, text):
+    if self.type is pathlib.Path and not text:
+      if self.default is None and not self.required:
+        return None
+      # As of a shell variable that is not set; not the working directory.
+      raise terminal.UserError(f'--{self.name} needs a value.')
     try:
       if self.type is bool:
         return {

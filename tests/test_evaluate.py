@@ -500,7 +500,7 @@ class TestLook:
       (['--episode', 'no.npz'], 'no episode no.npz'),
       (['--episode', 'README.md'], 'README.md is not a whole episode'),
       (['--from', OLD], 'name one with --episode, or a task to play'),
-      (['--from', ''], '--from is missing'),
+      (['--from', ''], '--from needs a value'),
   ])
   def test_bad_input(self, run, flags, words, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)

@@ -240,6 +240,7 @@ def test_cpu_preset_keeps_what_is_published():
     (['--steps', '1e400'], "--steps takes a whole number, not '1e400'"),
     (['--steps', '1e300'], '--steps must be at most 9007199254740992'),
     (['--steps', 'nan'], "--steps takes a whole number, not 'nan'"),
+    (['--logdir', ''], '--logdir needs a value.'),
     (['--freeze', '('], "--freeze '(' is not a regular expression: "),
     (['--logdir', 'x/' + 'y' * 300 + '/z'], 'has 300 characters'),
     (['--model_lr', 'fast'], "--model_lr takes a number, not 'fast'"),
@@ -463,12 +464,14 @@ def test_pasted_command_line_is_short():
 ### Answers before TensorFlow is imported ###
 
 
-SCRIPTS = ['dreamer.py', 'dreamer-multi-task.py', 'dreamer-FTL.py',
-           'dreamer-MMTL.py']
+SCRIPTS = [
+    'dreamer.py', 'dreamer-multi-task.py', 'dreamer-FTL.py', 'dreamer-MMTL.py',
+    'evaluate.py', 'look.py', 'export.py', 'results/study.py',
+    'results/wrong_sign.py', 'benchmarks/bench.py']
 WATCHED = '''
-import builtins, runpy, sys
+import runpy, sys
 sys.path.insert(0, {root!r})
-slow = {{'tensorflow', 'matplotlib', 'scipy', 'gymnasium', 'pandas', 'numpy'}}
+slow = {{'tensorflow', 'matplotlib', 'scipy', 'gymnasium', 'pandas', 'PIL'}}
 try:
   runpy.run_path({script!r}, run_name='__main__')
 finally:
@@ -488,7 +491,7 @@ def answer(script, *words):
 def test_help_loads_nothing_slow(script):
   done = answer(script, '--help')
   assert done.returncode == 0 and done.stderr == ''
-  assert len(done.stdout.splitlines()) > 12
+  assert '  --' in done.stdout
   assert max(map(len, done.stdout.splitlines())) <= 80
 
 
