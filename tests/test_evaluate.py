@@ -223,7 +223,7 @@ class TestEvaluate:
       ([], '--from is missing'),
       (['--from', 'no/such'], 'no/such does not exist'),
       (['--from', 'tests'], 'tests holds no checkpoint'),
-      (['--from', 'README.md', '--task', 'Hopper'], 'near matches: Hopper-v5'),
+      (['--from', 'README.md', '--task', 'Hopper'], 'near matches: HopperBulletEnv-v0'),
       (['--from', OLD, '--task', 'AntBulletEnv-v0'],
        'takes 8 actions and the agent gives 3'),
       (['--from', OLD, '--task', 'CartPole-v1'],

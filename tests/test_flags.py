@@ -14,8 +14,8 @@ import dreamer
 ROOT = pathlib.Path(__file__).parent.parent
 
 DEFAULTS = dict(
-    logdir=pathlib.Path('./logdir/TASK/METHOD/SEED'), seed=0, steps=5000000, eval_every=10000,
-    log_every=1000, log_scalars=True, log_images=True, gpu_growth=True,
+    logdir=pathlib.Path('./logdir/TASK/METHOD/SEED'), seed=0, steps=5000000,
+    eval_every=10000, log_every=1000, log_scalars=True, log_images=True, gpu_growth=True,
     precision='auto', task='dmc_walker_walk', envs=1, parallel='none',
     action_repeat=2, time_limit=1000, prefill=5000, eval_noise=0.0,
     clip_rewards='none', deter_size=200, stoch_size=30, num_units=400,
@@ -467,7 +467,7 @@ def test_pasted_command_line_is_short():
 SCRIPTS = [
     'dreamer.py', 'dreamer-multi-task.py', 'dreamer-FTL.py', 'dreamer-MMTL.py',
     'evaluate.py', 'look.py', 'export.py', 'results/study.py',
-    'results/wrong_sign.py', 'benchmarks/bench.py']
+    'results/wrong_sign.py', 'benchmarks/bench.py', 'plotting.py']
 WATCHED = '''
 import runpy, sys
 sys.path.insert(0, {root!r})
@@ -508,8 +508,8 @@ def test_misspelt_flags_are_told_at_once(script):
 @pytest.mark.parametrize('script, tasks, words, logdir', [
     ('dreamer.py', ['dmc_walker_walk'] * 2, [],
      './logdir/dmc_walker_walk/dreamer/0'),
-    ('dreamer-multi-task.py', ['HopperBulletEnv-v0', 'AntBulletEnv-v0'],
-     ['--seed', '3'], './logdir/HopperBulletEnv-v0+AntBulletEnv-v0/multi-task/3'),
+    ('dreamer-multi-task.py', ['dmc_cup_catch', 'AntBulletEnv-v0'],
+     ['--seed', '3'], './logdir/dmc_cup_catch+AntBulletEnv-v0/multi-task/3'),
     ('dreamer-FTL.py', ['my_tasks:Dot'], [], './logdir/my_tasks-Dot/FTL/0'),
     ('dreamer-MMTL.py', ['ALE/Pong-v5'], [], './logdir/ALE-Pong-v5/MMTL/0'),
     ('dreamer-multi-task.py', [f'task{i}' * 10 for i in range(8)], [],
