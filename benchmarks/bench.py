@@ -1,6 +1,7 @@
 """Measures how fast the program is: `make bench`.
 
-python3 bench.py [--out bench.json] [--only step,acting] [--plot growth.png]
+python3 -m benchmarks.bench [--out bench.json] [--only step,acting]
+    [--plot growth.png]
 
 Machines differ, and so does one machine from minute to minute. Things to
 compare therefore run alternately, and a figure is the median of the ratios.

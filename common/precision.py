@@ -20,14 +20,19 @@ def resolve(flag):
   return 'bfloat16' if FAST & processor() else '32'
 
 
-def unsaved(flag):
-  """The precision of an agent whose checkpoint has no more than the flag.
+def saved(bits, flag):
+  """The precision to go on with, of an agent that comes from a checkpoint.
 
-  It was written when auto was float32 on every processor.
+  Args:
+    bits: precision that it was trained in; older checkpoints do not have it
+      (None). Then auto was float32 on every processor.
+    flag: `--precision` that it was trained with.
   """
   if flag != 'auto':
-    return flag
-  return '16' if tf.config.list_physical_devices('GPU') else '32'
+    return bits or flag
+  if bits in (None, '16'):  # A processor would only emulate float16.
+    return '16' if tf.config.list_physical_devices('GPU') else '32'
+  return bits
 
 
 def processor(file='/proc/cpuinfo'):

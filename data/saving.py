@@ -91,8 +91,8 @@ def built(checkpoint):
           for module in modules if module.startswith('reward/')],
       # Checkpoints that do not say had the activation of all dense layers.
       rssm_act=checkpoint.get('rssm_act') or config.get('dense_act', 'elu'),
-      bits=checkpoint.get('precision') or precision.unsaved(
-          config.get('precision', 'auto')))
+      bits=precision.saved(
+          checkpoint.get('precision'), config.get('precision', 'auto')))
 
 
 def check_shapes(variables, values, where='the checkpoint'):

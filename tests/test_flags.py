@@ -72,9 +72,13 @@ def test_precision_follows_the_device(
   monkeypatch.setattr(precision, 'processor', lambda: processor(cpuinfo))
   assert precision.resolve('auto') == bits
   assert precision.resolve('16') == '16' and precision.resolve('32') == '32'
-  assert precision.unsaved('auto') == '32'
+  assert precision.saved(None, 'auto') == precision.saved('16', 'auto') == '32'
+  assert precision.saved('bfloat16', 'auto') == 'bfloat16'
+  assert precision.saved(None, '16') == precision.saved('16', '16') == '16'
   devices.append('GPU:0')
-  assert precision.resolve('auto') == precision.unsaved('auto') == '16'
+  assert precision.resolve('auto') == precision.saved(None, 'auto') == '16'
+  assert precision.saved('16', 'auto') == '16'
+  assert precision.saved('32', 'auto') == '32'
   assert precision.resolve('32') == '32'
   cpuinfo.unlink()  # As on systems other than Linux.
   devices.clear()
