@@ -138,7 +138,7 @@ def mp4(frames, fps):
         'ffmpeg', '-y', '-loglevel', 'error', '-f', 'rawvideo',
         '-pix_fmt', 'rgb24', '-s', f'{width}x{height}', '-r', str(fps),
         '-i', '-', '-pix_fmt', 'yuv420p',
-        # What players know needs even sides.
+        # Players need even sides.
         '-vf', 'pad=ceil(iw/2)*2:ceil(ih/2)*2', file.name],
         input=frames.tobytes(), capture_output=True)
     if done.returncode:

@@ -37,7 +37,7 @@ if __name__ == '__main__':
 from matplotlib import figure as mpl_figure
 import numpy as np
 
-from analysis import agents, style
+from analysis import agents, prediction, style
 from common import terminal
 from common.backend import tf
 from data import episodes
@@ -128,7 +128,7 @@ def shown_part(file, episode, agent, config):
 
 
 def predict(agent, episode, context):
-  """What a model that sees `context` time steps says of them and of the rest.
+  """Open-loop prediction of an episode.
 
   Args:
     agent: from `dreamer.load_agent`.
@@ -142,11 +142,7 @@ def predict(agent, episode, context):
   """
   data = agent.preprocess({
       key: tf.convert_to_tensor(value[None]) for key, value in episode.items()})
-  embed = agent._encode({'image': data['image'][:, :context]})
-  post, _ = agent._dynamics.observe(embed, data['action'][:, :context])
-  prior = agent._dynamics.imagine(
-      data['action'][:, context:], {key: x[:, -1] for key, x in post.items()})
-  feat = tf.concat([agent._dynamics.get_feat(x) for x in (post, prior)], 1)
+  feat = agent._dynamics.get_feat(prediction.open_loop(agent, data, context))
   return {
       'truth': data['image'][0].numpy() + 0.5,
       'prediction': np.clip(

@@ -1,1 +1,1 @@
-"""Curves and scores of many runs."""
+"""Looking at runs and agents: curves, scores, figures, episodes played."""

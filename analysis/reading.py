@@ -376,7 +376,8 @@ def short_names(kind, frame, configs):
   shown = {name: _short_values(columns[name]) for name in chosen}
   defaults = _defaults(configs[0])
   usual = {
-      name: _text(defaults[name]) if name in defaults else '' for name in chosen}
+      name: _text(defaults[name]) if name in defaults else ''
+      for name in chosen}
 
   def label(index, plain):
     words = [

@@ -523,7 +523,8 @@ def test_the_study_has_the_baseline_that_its_words_name():
       row['method']: row for row in rows_of['transfer'][0]
       if row['task'] == 'InvertedPendulumBulletEnv-v0'}
   modular, = (
-      row for method, row in rows.items() if method.startswith('FTL ω=0 copy=.*'))
+      row for method, row in rows.items()
+      if method.startswith('FTL ω=0 copy=.*'))
   assert f'{modular["area_ratio"][0]:.2f}' == '1.89'
   assert {row['scratch_runs'] for row in rows.values()} == {3}
   _, rows_of = make(
@@ -845,7 +846,8 @@ def test_published_data_are_copies():
 def test_baseline_lines(two_tasks):
   figure = make(two_tasks, '--baselines')[0]['curves']
   cup, walker = figure.axes
-  published = json.loads((ROOT / 'analysis' / 'baselines' / 'baselines.json').read_text())
+  published = json.loads(
+      (ROOT / 'analysis' / 'baselines' / 'baselines.json').read_text())
   levels = [
       line.get_ydata()[0] for line in walker.lines
       if len(line.get_xdata()) == 2]
