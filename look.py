@@ -20,7 +20,7 @@ def define_config():
          'format.', type=pathlib.Path, metavar='PATH', required=True)
   define('episode', None, 'File of the episode. Default: the newest of the run '
          'that is long enough.', type=pathlib.Path, metavar='FILE')
-  define('task', '', "Task to play where there are no episodes; else the "
+  define('task', '', 'Task to play where there are no episodes; else the '
          "agent's first.")
   define('start', 0, 'First time step of the episode to show.', low=0)
   define('context', 5, 'Time steps that the model sees.', low=1)

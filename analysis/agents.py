@@ -19,8 +19,6 @@ def load(path):
 
   Old checkpoints name no tasks. Damaged files stay where they are.
   """
-  if not path:
-    raise terminal.UserError('--from is missing; see --help.')
   file, script = find_checkpoint(pathlib.Path(path))
   devices.configure(dreamer.define_config())
   agent = dreamer.load_agent(file)
