@@ -226,7 +226,7 @@ class TestEvaluate:
       (['--from', 'README.md', '--task', 'Hopper'], 'near matches: HopperBulletEnv-v0'),
       (['--from', OLD, '--task', 'AntBulletEnv-v0'],
        'takes 8 actions and the agent gives 3'),
-      (['--from', OLD, '--task', 'CartPole-v1'],
+      (['--from', OLD, '--task', 'atari_pong'],
        'takes discrete actions and the agent gives continuous ones'),
       (['--from', OLD, '--video', 'film.avi'], 'must end in .gif or .mp4'),
       (['--from', OLD, '--video', 'no/such/film.gif'], 'no directory no/such'),
