@@ -112,15 +112,15 @@ class Camera:
 
 def check_actions(agent, task, space):
   """Number of the agent's actions that the task takes."""
-  needs, has = space.shape[0], agent.action_dim
-  if needs > has:
-    raise terminal.UserError(
-        f'{task} takes {needs} actions and the agent gives {has}: name '
-        'another --task.')
   kinds = {True: 'discrete', False: 'continuous'}
   ours = agent.config.action_dist == 'onehot'
   if isinstance(space, wrappers.OneHot) != ours:
     raise terminal.UserError(
         f'{task} takes {kinds[not ours]} actions and the agent gives '
         f'{kinds[ours]} ones: name another --task.')
+  needs, has = space.shape[0], agent.action_dim
+  if needs > has:
+    raise terminal.UserError(
+        f'{task} takes {needs} actions and the agent gives {has}: name '
+        'another --task.')
   return needs
