@@ -136,7 +136,7 @@ def _check_name(task, names):
 
 
 def _near_names(task, names, amount=4):
-  """Names that contain the words of a task, then those spelt alike."""
+  """Names that contain the words of a task, else those spelt alike."""
   # Names of other programs: ALE/Pong-v5, PongNoFrameskip-v4, HopperPyBullet.
   core = re.sub(
       r'^ale/|-v\d+$|noframeskip|deterministic|(py)?bullet(env)?', '',
@@ -147,17 +147,21 @@ def _near_names(task, names, amount=4):
       name for name in names if len(''.join(words)) > 2 and (
           ''.join(words) in squashed[name]
           or all(word in squashed[name] for word in words))]
-  having.sort(key=lambda name: (_rank(name), len(name)))
+  having.sort(key=lambda name: (_rank(name, words[0]), len(name)))
+  if having:
+    return having[:amount]
   lower = {name.lower(): name for name in names}
   alike = difflib.get_close_matches(task.lower(), lower, amount, 0.5)
-  return list(dict.fromkeys(
-      having + [lower[name] for name in alike]))[:amount]
+  return [lower[name] for name in alike]
 
 
-def _rank(name):
+def _rank(name, word):
+  """Sorts first by whether a part of the name begins so, then by simulator."""
+  parts = re.findall('[A-Z]?[a-z0-9]+', name)
+  within = not any(part.lower().startswith(word) for part in parts)
   if name.endswith('BulletEnv-v0'):
-    return 0
-  return 1 if name.startswith(('dmc_', 'atari_')) else 2
+    return within, 0
+  return within, 1 if name.startswith(('dmc_', 'atari_')) else 2
 
 
 def _make_base(task, termination, render, camera, end_of_life, noops):

@@ -15,7 +15,7 @@ import gymnasium as gym
 import numpy as np
 
 from common import files, terminal
-from envs import bullet, control, pictures
+from envs import bullet, control, libraries, pictures
 
 # Modules of this program, which no task is taken from.
 OWN = frozenset({
@@ -216,9 +216,10 @@ def _import(task, name):
   if os.getcwd() not in sys.path:
     sys.path.append(os.getcwd())
   try:
-    if name.partition('.')[0] in OWN:
-      return _import_of_user(name)
-    return importlib.import_module(name)
+    with libraries.own_directory():
+      if name.partition('.')[0] in OWN:
+        return _import_of_user(name)
+      return importlib.import_module(name)
   except (Exception, SystemExit) as error:
     reason = _one_line(error)
     if not isinstance(error, ImportError):

@@ -17,6 +17,7 @@ import time
 import traceback
 
 from common import files, terminal
+from envs import libraries
 import wrappers
 
 
@@ -157,7 +158,7 @@ class _Server:
     That is the result, the message for the user, or a line and the details.
     """
     try:
-      with _own_signals(), _own_directory():
+      with _own_signals(), libraries.own_directory():
         return 'result', getattr(self, method)(*args)
     except terminal.UserError as error:
       return 'user error', str(error)
@@ -211,21 +212,6 @@ def _own_signals():
     for name, handler in handlers.items():
       if handler is not None:
         signal.signal(name, handler)
-
-
-@contextlib.contextmanager
-def _own_directory():
-  """Returns to the working directory that an environment left."""
-  try:
-    before = os.open('.', os.O_RDONLY | os.O_DIRECTORY)
-  except OSError:  # It may not be read or was removed.
-    yield
-    return
-  try:
-    yield
-  finally:
-    os.fchdir(before)
-    os.close(before)
 
 
 class _Here:

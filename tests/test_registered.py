@@ -341,6 +341,16 @@ def test_own_module_with_a_name_of_the_program(tmp_path, monkeypatch):
   assert hasattr(models, 'RSSM')
 
 
+def test_import_that_changes_the_directory(tmp_path, monkeypatch):
+  (tmp_path / 'moves_away.py').write_text(
+      'import os, test_registered\nos.chdir("/")\n'
+      'make = test_registered.Good\n')
+  monkeypatch.syspath_prepend(tmp_path)
+  before = os.getcwd()
+  wrappers.check_task('moves_away:make')
+  assert os.getcwd() == before
+
+
 @pytest.mark.parametrize('source,message', [
     ('1 / 0\n', 'ZeroDivisionError: division by zero .*broken.py, line 1'),
     ('def make(:\n', 'SyntaxError'),
@@ -359,7 +369,8 @@ def test_modules_that_cannot_be_imported_are_one_line(
 # Names.
 
 @pytest.mark.parametrize('task,first', [
-    ('hopper', ['HopperBulletEnv-v0', 'dmc_hopper_hop']),
+    ('hopper', ['HopperBulletEnv-v0', 'dmc_hopper_hop', 'dmc_hopper_stand',
+                'Hopper-v4']),
     ('Hopper', ['HopperBulletEnv-v0', 'dmc_hopper_hop']),
     ('cheetah run', ['dmc_cheetah_run']),
     ('ALE/Pong-v5', ['atari_pong']),
@@ -374,7 +385,7 @@ def test_near_names(task, first):
       'AntBulletEnv-v0', 'HopperBulletEnv-v0', 'HalfCheetahBulletEnv-v0',
       'Hopper-v4', 'Hopper-v5', 'Pendulum-v1', 'dmc_hopper_stand',
       'dmc_hopper_hop', 'dmc_cheetah_run', 'dmc_walker_walk', 'atari_pong',
-      'atari_ms_pacman', 'atari_pacman']
+      'atari_ms_pacman', 'atari_pacman', 'atari_chopper_command']
   assert wrappers._near_names(task, names)[:len(first)] == first
 
 
@@ -414,6 +425,11 @@ def test_exit_of_an_environment_is_a_failure_of_it(kind):
   with pytest.raises(terminal.UserError, match='SystemExit'):
     env.step(np.zeros(1))()
   env.close()
+
+
+def test_run_whose_environment_exits_fails(tmp_path, capsys):
+  assert running.run(tmp_path, task='test_registered:Exits') == 2
+  assert 'error: test_registered:Exits: SystemExit' in capsys.readouterr().err
 
 
 def test_signals_stay_those_of_the_program(monkeypatch):
