@@ -332,6 +332,16 @@ def test_what_is_not_learned():
     assert random == f'{np.mean([score for _, score in chance]):.0f}'
 
 
+def test_the_walker_stands_as_the_page_says():
+  early, late = re.search(
+      r'to 20,000 steps have a mean of (\d+), those from 180,000 to 200,000 steps '
+      r'one of (\d+)', ' '.join(page('learning').split())).groups()
+  returns = evaluations(ROOT / 'results/not_learned/dmc_walker_stand/0')
+  for text, low, high in (early, 0, 20000), (late, 180000, 200000):
+    mean = np.mean([score for at, score in returns if low <= at <= high])
+    assert text == f'{mean:.0f}'
+
+
 def evaluations(run, key='test/return', until=np.inf):
   """Pairs of step and return of a run, whose path is in results/learning."""
   path = ROOT / 'results' / 'learning' / run / 'metrics.jsonl'
