@@ -13,13 +13,10 @@ READY := .venv/ready$(if $(filter-out 0,$(GPU)),-gpu)
 
 # What `make train` trains, with PyBullet and without.
 BULLET = $(shell $(RUN) -c 'import importlib.util as find; print(find.find_spec("pybullet") and 1 or "")' 2>/dev/null)
-SEED = $(or $(shell sed -n 's/.*--seed[ =]\([0-9]*\).*/\1/p' <<< '$(ARGS)'),0)
-BALANCE = --task InvertedPendulumBulletEnv-v0 --termination True --steps 1e5 \
-  --eval_every 2500 --eval_episodes 3 \
-  --logdir ./logdir/InvertedPendulumBulletEnv-v0/dreamer/$(SEED)
-STAND = --task dmc_walker_stand --render fast --steps 2e5 \
-  --eval_every 5000 --eval_episodes 2 \
-  --logdir ./logdir/dmc_walker_stand/dreamer/$(SEED)
+BALANCE := --task InvertedPendulumBulletEnv-v0 --termination True --steps 1e5 \
+  --eval_every 2500 --eval_episodes 3
+STAND := --task dmc_walker_stand --render fast --steps 2e5 \
+  --eval_every 5000 --eval_episodes 2
 
 .PHONY: help train test slow chaos soak bench study try-transfer clean
 

@@ -18,6 +18,15 @@ def repository_root(monkeypatch):
   monkeypatch.chdir(pathlib.Path(__file__).parent.parent)
 
 
+def pytest_runtest_setup(item):
+  if item.get_closest_marker('bullet') and not importlib.util.find_spec(
+      'pybullet'):
+    pytest.skip('PyBullet is not installed')
+
+
+_WITHOUT = []  # Exceptions for want of PyBullet; a fixture's comes again.
+
+
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item, call):
   """Without PyBullet, tests that end for want of it are skipped.
@@ -28,9 +37,11 @@ def pytest_runtest_makereport(item, call):
   report = result.get_result()
   if not report.failed or importlib.util.find_spec('pybullet'):
     return
-  text = '\n'.join([report.longreprtext, *(part for _, part in report.sections)])
   # Programs that tests start say the first.
+  text = '\n'.join([report.longreprtext, *(part for _, part in report.sections)])
   if 'needs PyBullet' in text or "No module named 'pybullet" in text:
+    _WITHOUT.append(call.excinfo.value)
+  if any(error is call.excinfo.value for error in _WITHOUT):
     report.outcome = 'skipped'
     report.longrepr = (
         str(item.path), item.location[1], 'Skipped: PyBullet is not installed')

@@ -126,8 +126,10 @@ def test_another_seed_has_a_directory_of_its_own(checkout):
   for words in ((), ('ARGS=--seed 1',), ('ARGS=--seed 2',)):
     config = options.dreamer()
     config.parse(train(checkout, *words))
+    options.place(config, 'dreamer.py', [config.task])
     folders.add(str(config.logdir))
-  assert len(folders) == 3 and '.' not in folders
+  assert folders == {
+      f'logdir/InvertedPendulumBulletEnv-v0/dreamer/{seed}' for seed in range(3)}
 
 
 @pytest.mark.parametrize('version', VERSIONS)

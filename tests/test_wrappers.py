@@ -616,7 +616,8 @@ def test_own_environment_from_the_working_directory(
 
 @pytest.mark.parametrize('task,message', [
     ('HoperBulletEnv-v0', 'HopperBulletEnv-v0'),
-    ('hopperbulletenv-v0', 'HopperBulletEnv-v0'),
+    pytest.param(
+        'hopperbulletenv-v0', 'HopperBulletEnv-v0', marks=pytest.mark.bullet),
     ('dmc_walker_wlk', 'dmc_walker_walk'),
     ('dmc_ball_in_cup', 'dmc_ball_in_cup_catch'),
     ('walker_walk', 'dmc_walker_walk'),
@@ -661,6 +662,7 @@ def test_settings_that_make_no_sense(settings, message):
     wrappers.make_env('HopperBulletEnv-v0', **settings)
 
 
+@pytest.mark.bullet
 def test_libraries_are_quiet_and_small():
   script = (
       'import sys, wrappers, numpy as np\n'
