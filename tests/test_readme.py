@@ -169,6 +169,7 @@ def test_modules_have_the_flags_that_commands_name():
           r'^python3 -m ((?:results|benchmarks)\.\w+) (.*)$', text, re.M)]
   assert len(commands) >= 2
   for name, rest in commands:
+    rest = rest.partition(' > ')[0]
     parse(name.replace('.', '/') + '.py', shlex.split(rest, comments=True))
 
 
@@ -178,7 +179,7 @@ def test_scripts_for_several_gpus(tmp_path):
   (tmp_path / '.venv/bin/activate').write_text('')
   (tmp_path / 'bin').mkdir()
   for name, line in (
-      ('python3', 'echo $CUDA_VISIBLE_DEVICES"|"$TF_CONFIG"|$*"'),
+      ('python3', 'echo $CUDA_VISIBLE_DEVICES"|"$TF_CONFIG"|${*@Q}"'),
       ('srun', 'SLURM_PROCID=1 "$@"'), ('scontrol', 'echo one; echo two')):
     (tmp_path / 'bin' / name).write_text(f'#!/bin/bash\n{line}\n')
     (tmp_path / 'bin' / name).chmod(0o755)
@@ -196,7 +197,7 @@ def test_scripts_for_several_gpus(tmp_path):
       result.append((gpus, cluster, script, parse(script, words)))
     return result
 
-  loop, array, machines = blocks(page('machines'), 'bash')
+  loop, array, study, machines = blocks(page('machines'), 'bash')
   started = run(loop)
   assert sorted(gpus for gpus, *_ in started) == list('0123')
   assert len({str(config.logdir) for *_, config in started}) == 4
@@ -210,6 +211,10 @@ def test_scripts_for_several_gpus(tmp_path):
        else config.task1) for (_, _, script, config), in started]
   assert len(set(chosen)) == len(chosen) == 12
   assert len({str(config.logdir) for (*_, config), in started}) == 12
+  (tmp_path / 'jobs.txt').write_text(
+      "python3 dreamer.py --seed 1\npython3 dreamer.py --freeze '^a b'  # 1,000\n")
+  (*_, config), = run(study, SLURM_ARRAY_TASK_ID='2')
+  assert config.freeze == '^a b' and config.seed == 0
   (_, cluster, script, config), = run(machines, SLURM_JOB_NODELIST='')
   assert json.loads(cluster) == {
       'cluster': {'worker': ['one:2222', 'two:2222']},
