@@ -35,9 +35,13 @@ class Damaged(terminal.UserError):
 def load(path):
   """A whole checkpoint in today's format, whatever the age of the file.
 
-  What an old file does not say is read off its array shapes: `action_dim`, and
-  of the config `cnn_depth`, `deter_size`, `stoch_size`, `num_units`, `pcont`
-  and `action_dist`. Its script is None.
+  An old file has arrays alone. Their shapes give `action_dim` and, of the
+  config, `cnn_depth`, `deter_size`, `stoch_size`, `num_units`, `pcont` and
+  `action_dist`; its script is None.
+
+  Raises:
+    Damaged: The file holds no whole checkpoint.
+    UserError: There is no such file, or it cannot be read.
   """
   with _reading(path):
     data = _read(path)
@@ -97,7 +101,7 @@ def recover(path):
 
 
 def previous(path):
-  """Where `save` with `keep` leaves the file that it replaces."""
+  """Path at which `save` with `keep` leaves the file that it replaces."""
   path = pathlib.Path(path)
   return path.with_name(f'{path.stem}.prev{path.suffix}')
 
@@ -160,9 +164,12 @@ def _check_format(data):
 def save(path, data, keep=False):
   """Writes plain containers and numeric arrays; complete or not at all.
 
-  With `keep` the file that was there stays as `previous(path)`. Whatever stops
-  the program, one of the two names holds a complete file. If the disk is full,
-  `path` keeps what it had.
+  With `keep` the file that was there stays as `previous(path)`, and at any
+  moment one of the two names holds a complete file. If the disk is full, or
+  `load` would refuse the file for its size, `path` keeps what it had.
+
+  Raises:
+    UserError: The file cannot be written, or would be too large.
   """
   path = pathlib.Path(path)
   files.make_directory(path.parent)

@@ -13,7 +13,7 @@ import pickletools
 
 import numpy as np
 
-# What an agent needs is far below these; they bound what a bad file can cost.
+# An agent needs far less than these; they bound the cost of a bad file.
 MAX_BYTES = 2 ** 31
 MAX_ITEMS = 30_000
 MAX_OPCODES = 30 * MAX_ITEMS
@@ -21,7 +21,7 @@ MAX_DEPTH = 32
 
 
 class Refused(ValueError):
-  """What is wrong with a file's content, to follow the file's name."""
+  """Tells what is wrong with a file's content, to follow the file's name."""
 
 
 def dump(data, file):
@@ -195,11 +195,13 @@ class _Call:
     self.state = None
 
   def __call__(self, *arguments):
+    if self.arguments is not None:
+      raise Refused('is damaged: it calls what is no function')
     return _Call(self.name, arguments)
 
   def __setstate__(self, state):
-    if self.state is not None:
-      raise Refused('is damaged: it fills an array twice')
+    if self.arguments is None or self.state is not None:
+      raise Refused('is damaged: it fills what is no new array')
     self.state = state
 
 
@@ -272,7 +274,7 @@ def _is_shape(value):
       type(size) is int and 0 <= size <= MAX_BYTES for size in value)
 
 
-### What is plain ###
+### Plain values ###
 
 
 def _plain(data, most=math.inf):

@@ -30,7 +30,7 @@ from data.episodes import KEYS, NAME
 
 @dataclasses.dataclass(eq=False, slots=True)
 class _Episode:
-  """What is known without reading the file, and where its content is."""
+  """Facts known without reading the file, and the place of its content."""
   name: str
   length: int
   task: int = 0
@@ -59,7 +59,7 @@ class Replay:
   damaged files included, so that they are the same in every run.
 
   Args:
-    directory: Where the episodes are; created if needed.
+    directory: Directory of the episodes; created if needed.
     batch_size: Sequences per batch, B.
     batch_length: Time steps per sequence, T.
     action_repeat: Environment steps per decision.

@@ -67,8 +67,8 @@ def kept(run):
 def _is_of(run, folder):
   """Whether a directory holds a run with all flags that a command gives.
 
-  Those that a continued run may change do not count; others may follow from
-  the task.
+  Flags that a continued run may change do not count, and flags left out may
+  follow from the task.
   """
   saved = _saved_flags(folder)
   config = options.SCRIPTS[run.script]().parse(run.words)

@@ -30,8 +30,8 @@ ENDING = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
 
 # The study: all commands, their order and the figures follow from this table.
 
-# Seeds of the targets, and of the sources that each starts from. Were they the
-# same, a source would have begun with the fresh weights of its target.
+# Seeds of the targets, and of the sources that each starts from. With the same
+# seed a source would have begun with the fresh weights of its target.
 SEEDS = {10: 110, 11: 111, 12: 112}
 # Learned together by the source of transfer.
 SOURCES = 'InvertedDoublePendulumBulletEnv-v0', 'Walker2DBulletEnv-v0'
@@ -128,7 +128,7 @@ class Run:
 
   @property
   def command(self):
-    """What a user would type."""
+    """The command as a user would type it."""
     return shlex.join(['python3', self.script, *self.words])
 
 

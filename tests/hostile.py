@@ -149,6 +149,8 @@ def calls():
       'stand-in of an array': EMPTY,
       'build on a function': b'cnumpy\ndtype\n}' + text(b'x') + b'K\1sb',
       'build on a list': b']}b',
+      'slots set on a list': b'](N}' + text(b'append') + b'K\1stb',
+      'append to bytes': b'\x96\1' + bytes(8) + b'K\1a',
       'array filled twice': array(
           b'K\2\x85', raw(bytes(8)),
           target=array(b'K\2\x85', raw(bytes(8)))),
@@ -158,7 +160,11 @@ def calls():
       'extension 2': b'\x83\1\1',
       'extension 4': b'\x84\1\1\1\1',
       'persistent text': b'Pme\n',
-      'call of a call': dtype() + b'(' + text(b'f8') + b'tR',
+      'call of a call': array(b'K\2\x85', raw(bytes(8)), target=(
+          EMPTY + b'cnumpy\nndarray\n' + number(0) + b'\x85C\1b\x87R')),
+      'state of a function': array(
+          b'K\2\x85', raw(bytes(8)),
+          target=b'cnumpy._core.multiarray\n_reconstruct\n'),
       'values set on a function': (
           b'cnumpy\ndtype\n(N}' + text(b'name') + text(b'scalar') + b'stb'),
       'buffers': b'\x97\x98'}
@@ -310,6 +316,7 @@ def real_files():
       (ORACLE / 'a' / 'variables.pkl').read_bytes(),
       (ORACLE / 'b' / 'variables.pkl').read_bytes(),
       pickle.dumps(whole, 4), pickle.dumps(few, 4), pickle.dumps(few, 2),
+      pickle.dumps(few, 1), pickle.dumps(few, 0),
       pickle.dumps(few, 5), pickle.dumps(single, 4),
       pickle.dumps(tuple(single['variables'].values()), 4)]
 
@@ -354,7 +361,7 @@ OPCODES = ''.join(pickletools.code2op).encode('latin1')
 
 
 def readings(path):
-  """What each reader of the project makes of a file, by its name.
+  """Answers of each reader of the project for a file, by its name.
 
   Values, or the message of a `UserError`; any other failure is raised.
   """

@@ -498,7 +498,7 @@ def test_large_checkpoints_load_fast(tmp_path):
 
 
 def survive(folder, *arguments):
-  """What `hostile.py` answers; a crash of its interpreter is a failure."""
+  """The answer of `hostile.py`; a crash of its interpreter is a failure."""
   result = subprocess.run(
       [sys.executable, hostile.__file__, folder, *map(str, arguments)],
       cwd=folder, capture_output=True, text=True,
