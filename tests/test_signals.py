@@ -2,10 +2,12 @@
 
 import os
 import pty
+import select
 import signal
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
@@ -66,10 +68,13 @@ def test_closed_terminal_saves_the_run(tmp_path):
   child, terminal = pty.fork()
   if not child:
     os.execv(words[0], words)
-  text = b''
-  while b'train return' not in text:
-    text += os.read(terminal, 4096)
-  os.close(terminal)
+  try:
+    limit = time.monotonic() + 120
+    while not running.episodes(tmp_path) and time.monotonic() < limit:
+      if select.select([terminal], [], [], 0.1)[0]:
+        os.read(terminal, 4096)
+  finally:
+    os.close(terminal)
   _, status = os.waitpid(child, 0)
   assert os.waitstatus_to_exitcode(status) == 129
   progress = checkpoints.load(tmp_path / 'variables.pkl')['progress']
