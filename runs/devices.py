@@ -166,11 +166,13 @@ def configure(config):
   threading = tf.config.threading
   if config.threads and config.threads != (
       threading.get_intra_op_parallelism_threads()):
-    attempt(
-        'threads', threading.set_intra_op_parallelism_threads, config.threads)
-    attempt(
-        'threads', threading.set_inter_op_parallelism_threads, config.threads)
+    attempt('threads', _set_threads, config.threads)
   tf.random.set_seed(config.seed)
+
+
+def _set_threads(count):
+  tf.config.threading.set_intra_op_parallelism_threads(count)
+  tf.config.threading.set_inter_op_parallelism_threads(count)
 
 
 def describe(agent, strategy=None):
