@@ -44,7 +44,7 @@ import numpy as np
 
 from analysis import agents
 from common import terminal
-from runs import logs
+from runs import devices, logs
 import wrappers
 
 FPS = 20
@@ -61,6 +61,8 @@ def main(argv):
     raise terminal.UserError(
         f'{getattr(config, "from")} does not say what the agent was trained '
         'on: name a task with --task.')
+  terminal.say(devices.describe(agent))
+  devices.check_gpu()
   for task in tasks:
     pictures = evaluate(agent, task, config)
     if config.video:

@@ -116,6 +116,9 @@ def test_a_team_stops_together_and_continues(tmp_path):
   assert not any(
       np.array_equal(a, b) for a in shards[0] for b in shards[1])
   before = checkpoints.load(tmp_path / 'variables.pkl')
+  # Else the second worker would lose its episode and its count of calls.
+  mine = checkpoints.load(tmp_path / 'worker1.pkl')
+  assert [mine['run'], mine['updates']] == [before['run'], before['updates']]
   logged = updates(tmp_path)
 
   chief, other = start_team(tmp_path, steps=1e6, envs=2)
