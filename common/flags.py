@@ -10,7 +10,6 @@ import difflib
 import math
 import pathlib
 import re
-import shlex
 import sys
 import textwrap
 
@@ -276,12 +275,12 @@ class Config:
         if value != self.default(name)}
 
   def words(self):
-    """Flags for a shell that give these values, without those at defaults."""
+    """Words of a command line that gives these values; defaults are left out."""
     preset = self._presets.get(self._values.get('preset'), {})
-    return shlex.join(
+    return [
         word for name, value in self.plain().items()
         if value != preset.get(name, self.default(name))
-        for word in _words(name, value))
+        for word in _words(name, value)]
 
   # What a flag means to the rest of the program
 

@@ -193,11 +193,14 @@ class Status:
 
   def _make_bar(self):
     global _bar
+    # Some terminals say that they have 0 columns or lines.
+    sized = sys.stdout.isatty() and all(
+        os.get_terminal_size(sys.stdout.fileno()))
     _bar = _tqdm()(
         desc=self._phase, total=self._goal, initial=self._start, unit='',
         bar_format='{desc} |{bar}| ' + _TEXT,
-        file=sys.stdout, dynamic_ncols=True, mininterval=0.2, miniters=0,
-        smoothing=0, delay=1e-9)
+        file=sys.stdout, dynamic_ncols=sized, ncols=None if sized else 80,
+        nrows=24, mininterval=0.2, miniters=0, smoothing=0, delay=1e-9)
     return _bar
 
   def _move_bar(self):

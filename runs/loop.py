@@ -10,7 +10,7 @@ import time
 from common import options, terminal
 from data import replay
 from runs import (
-    clocks, collector, devices, diagnosis, evaluation, logs, output, reports,
+    clocks, collector, devices, diagnosis, evaluation, logs, reports,
     resume, settings, signals, workers)
 import tools
 import wrappers
@@ -37,7 +37,6 @@ def main(argv, usage, define_config, agent_class, tasks=None):
   options.place(config, agent_class.script, names)
   notes = settings.settle(config, names)
   with contextlib.ExitStack() as stack:
-    stack.enter_context(output.outlive_reader())
     devices.configure(config)
     team = devices.Team(config.batch_size)
     stack.enter_context(team.together())

@@ -40,18 +40,15 @@ class Reports:
     if self._quiet:
       return
     c = self._config
-    flags = {k: v for k, v in c.changed().items() if k != 'logdir'}
     terminal.say(f'{agent.script} in {c.logdir}' + (
         f', chief of {workers} workers' * (workers > 1)))
-    if flags:
-      terminal.say(shlex.join(
-          str(word) for name, value in flags.items()
-          for word in (f'--{name}', value)))
+    terminal.say(shlex.join(c.words()))
     terminal.say(devices.describe(agent, strategy))
     devices.check_gpu()
     if step:
       terminal.say(f'continues at step {step:,}')
     self._logger.text(step, 'config', logs.table(c.plain()))
+    flags = {k: v for k, v in c.changed().items() if k != 'logdir'}
     self._logger.hyperparameters({
         'script': agent.script, 'task': c.task, 'seed': c.seed, **flags})
     if agent.report:

@@ -16,17 +16,16 @@ ROOT = pathlib.Path(__file__).parent.parent
 DEFAULTS = dict(
     logdir=pathlib.Path('./logdir/TASK/METHOD/SEED'), seed=0, steps=5000000,
     eval_every=10000, log_every=1000, log_scalars=True, log_images=True,
-    gpu_growth=True, precision='auto', task='dmc_walker_walk', envs=1, parallel='none',
-    action_repeat=2, time_limit=1000, prefill=5000, eval_noise=0.0,
-    clip_rewards='none', deter_size=200, stoch_size=30, num_units=400,
-    dense_act='elu', cnn_act='relu', cnn_depth=32, pcont=False, free_nats=3.0,
-    kl_scale=1.0, pcont_scale=10.0, weight_decay=0.0,
-    weight_decay_pattern='.*', batch_size=50, batch_length=50,
-    train_every=1000, train_steps=100, pretrain=100, model_lr=6e-4,
-    value_lr=8e-5, actor_lr=8e-5, grad_clip=100.0, dataset_balance=False,
-    discount=0.99, disclam=0.95, horizon=15, action_dist='tanh_normal',
-    action_init_std=5.0, expl='additive_gaussian', expl_amount=0.3,
-    expl_decay=0.0, expl_min=0.0)
+    gpu_growth=True, precision='auto', task='dmc_walker_walk', envs=1,
+    parallel='none', action_repeat=2, time_limit=1000, prefill=5000,
+    eval_noise=0.0, clip_rewards='none', deter_size=200, stoch_size=30,
+    num_units=400, dense_act='elu', cnn_act='relu', cnn_depth=32, pcont=False,
+    free_nats=3.0, kl_scale=1.0, pcont_scale=10.0, weight_decay=0.0,
+    weight_decay_pattern='.*', batch_size=50, batch_length=50, train_every=1000,
+    train_steps=100, pretrain=100, model_lr=6e-4, value_lr=8e-5, actor_lr=8e-5,
+    grad_clip=100.0, dataset_balance=False, discount=0.99, disclam=0.95,
+    horizon=15, action_dist='tanh_normal', action_init_std=5.0,
+    expl='additive_gaussian', expl_amount=0.3, expl_decay=0.0, expl_min=0.0)
 
 
 @pytest.fixture
@@ -456,13 +455,13 @@ def test_home_directory(monkeypatch):
     ['--steps', '2e6', '--pcont', 'True'], []])
 def test_pasted_command_line_gives_the_same_values(words):
   config = parse(*words)
-  again = parse(*shlex.split(config.words()))
+  again = parse(*shlex.split(shlex.join(config.words())))
   assert again.plain() == config.plain()
 
 
 def test_pasted_command_line_is_short():
-  assert parse('--preset', 'debug', '--horizon', '6').words() == (
-      '--preset debug --horizon 6')
+  assert parse('--preset', 'debug', '--horizon', '6').words() == [
+      '--preset', 'debug', '--horizon', '6']
 
 
 ### Answers before TensorFlow is imported ###

@@ -13,7 +13,7 @@ import pytest
 
 from data import checkpoints
 import running
-from runs import output, signals
+from runs import signals
 
 
 @pytest.mark.parametrize('number, status', [
@@ -90,19 +90,3 @@ def test_run_goes_on_when_its_output_is_closed(tmp_path):
     assert run.stderr.read() == b''
   assert run.returncode == 0
   assert running.lines(tmp_path)[-1]['step'] == 20
-
-
-def test_text_for_a_closed_pipe_is_dropped():
-  read, write = os.pipe()
-  os.close(read)
-  stream, before = os.fdopen(write, 'w'), sys.stdout
-  try:
-    sys.stdout = stream
-    with output.outlive_reader():
-      for _ in range(3):
-        print('text', flush=True)
-      assert not sys.stdout.isatty()
-    assert sys.stdout is stream
-  finally:
-    sys.stdout = before
-  stream.close()

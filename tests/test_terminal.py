@@ -29,10 +29,10 @@ def run(code, **kwargs):
       program(code), cwd=ROOT, capture_output=True, text=True, **kwargs)
 
 
-def run_on_terminal(code, columns=60):
+def run_on_terminal(code, columns=60, rows=24):
   """All that a terminal receives."""
   ours, theirs = pty.openpty()
-  size = struct.pack('HHHH', 24, columns, 0, 0)
+  size = struct.pack('HHHH', rows, columns, 0, 0)
   fcntl.ioctl(theirs, termios.TIOCSWINSZ, size)
   child = subprocess.Popen(
       program(code), cwd=ROOT, stdin=theirs, stdout=theirs, stderr=theirs)
@@ -263,14 +263,15 @@ def test_quiet():
   assert screen(run_on_terminal(code)) == ['done', '']
 
 
-def test_live_line_of_a_long_phase_fits():
-  """The returns are seen in 80 columns."""
+@pytest.mark.parametrize('size', [(80, 24), (0, 0), (0, 24), (80, 0)])
+def test_live_line_of_a_long_phase_fits(size):
+  """The returns are seen in 80 columns, and where the size is unknown."""
   content = run_on_terminal('''
       import time
       status = terminal.Status('train', 4_000_000, 5_000_000)
       time.sleep(0.25)
       status.update(4_000_059, 'train return 12.5')
-      status.close()''', columns=80)
+      status.close()''', *size)
   line, _ = screen(content)
   assert line.endswith(' left, train return 12.5')
 
