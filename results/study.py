@@ -237,6 +237,7 @@ def work(runs, config, study=()):
   waiting = [run for run in runs if run not in done]
   terminal.say(f'{len(done)} of {len(runs)} runs are complete.')
   going, failed, came, status = {}, [], [], 0
+  progress = Progress(waiting)
   with Logdir(config.logdir).lock(), signals.handled(
       ENDING, came.append, ignorable=ENDING):
     try:
@@ -248,6 +249,7 @@ def work(runs, config, study=()):
         if not going:
           break
         time.sleep(0.3)
+        progress.show()
         while came:
           status = 128 + came.pop(0)
           for process, _ in going.values():
@@ -268,6 +270,7 @@ def work(runs, config, study=()):
             failed.append(run.name)
             terminal.say(last_words(run))
     finally:
+      progress.close()
       for process, _ in going.values():
         process.terminate()
       for process, _ in going.values():
@@ -280,6 +283,29 @@ def work(runs, config, study=()):
     terminal.say(f'failed: {", ".join(failed)}' + (
         f'; {len(waiting)} runs need what failed' * bool(waiting)))
   return status or int(bool(failed))
+
+
+class Progress:
+  """Environment steps of several runs together, as a live line."""
+
+  def __init__(self, runs):
+    self._runs = runs.copy()
+    self._due = time.monotonic()
+    steps = sum(run.flags['steps'] for run in runs)
+    self._status = terminal.Status('study', self._steps(), steps, quiet=not runs)
+
+  def _steps(self):
+    return sum(keeping.reached(run) for run in self._runs)
+
+  def show(self):
+    """Looks at the runs every five seconds."""
+    if time.monotonic() >= self._due:
+      self._status.update(self._steps())
+      self._due = time.monotonic() + 5
+
+  def close(self):
+    self._status.update(self._steps())
+    self._status.close()
 
 
 def start(run):

@@ -339,6 +339,8 @@ def test_stopped_study_saves_its_runs_and_continues(
     assert len(keeping.rows(run.logdir / 'sessions.jsonl')) == 2
     assert f'done     {run.name} at step 20 after' in output
   assert '; 1 remain' in output and '; 0 remain' in output
+  steps = sum(run.flags['steps'] for run in runs)
+  assert f'\nstudy {steps}/{steps} steps' in output
 
   before = running.content(tmp_path / 'logdir')
   code, output = Driver(tmp_path).finish()
