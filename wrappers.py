@@ -64,7 +64,7 @@ def make_env(
   _check_settings(action_repeat, time_limit, render, camera)
   with _quiet_libraries(task), registered.plain_errors(task):
     base = _make_base(task, termination, render, camera, end_of_life, noops)
-    # What goes wrong or takes time does so here.
+    # So that errors are found, and slow parts loaded, before a run begins.
     base.reset(seed=0)
     base.picture(SIZE, SIZE)
   env = CheckFinite(base)
@@ -178,7 +178,7 @@ def _make_base(task, termination, render, camera, end_of_life, noops):
 
 
 def _quiet_libraries(task):
-  # What the user's own code prints is the user's.
+  # Users see all that their own code prints.
   return contextlib.nullcontext() if ':' in task else libraries.quiet()
 
 

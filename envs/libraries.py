@@ -17,7 +17,7 @@ def quiet():
     try:
       yield
     finally:
-      # What C code printed may still wait in its own buffer.
+      # Lines of C code may still wait in its own buffer.
       ctypes.CDLL(None).fflush(None)
 
 

@@ -225,7 +225,7 @@ class _Here:
     self._messages.append(message)
 
   def receive(self, timeout):
-    del timeout  # Nobody is there to watch.
+    del timeout  # No other thread could watch.
     return self._server.answer(*self._messages.popleft())
 
   def stop(self):
@@ -292,7 +292,7 @@ class _Process(_Remote):
 
   def __init__(self):
     ours, theirs = socket.socketpair()
-    # What a library says on the terminal is kept for the case of a crash.
+    # The output of libraries, which is shown after a crash.
     self._output = tempfile.TemporaryFile(buffering=0)
     with theirs:
       self._process = subprocess.Popen(

@@ -1,6 +1,6 @@
 """Environments that go wrong, named in tests as tasks such as `hooks:crashes`.
 
-What happens once happens to the first environment that gets that far, in
+A failure of `once` happens to the first environment that gets that far, in
 whichever process: files named by the variable HOOKS_MARK record it.
 """
 

@@ -38,7 +38,7 @@ def settled(tmp_path, tasks, *argv):
 ])
 def test_tasks_that_can_terminate_turn_pcont_on(
     tmp_path, task, argv, expected):
-  wrappers.task_names()  # Registers what there is.
+  wrappers.check_task(task)
   config, lines = settled(tmp_path, [task], *argv)
   assert config.pcont is expected
   told = any('--pcont True' in line for line in lines)
@@ -46,6 +46,7 @@ def test_tasks_that_can_terminate_turn_pcont_on(
 
 
 def test_one_task_that_can_terminate_is_enough(tmp_path):
+  wrappers.check_task('HopperBulletEnv-v0')
   config, lines = settled(tmp_path, ['HopperBulletEnv-v0', 'hooks:good'])
   assert config.pcont
   assert lines == ['hooks:good can terminate: --pcont True']
@@ -86,7 +87,7 @@ def test_given_flags_and_presets_win_over_atari(tmp_path):
 
 
 def test_registered_limits_hold_unless_one_is_given(tmp_path):
-  wrappers.task_names()
+  wrappers.check_task('HopperBulletEnv-v0')
   tasks = ['HopperBulletEnv-v0', 'ThrowerBulletEnv-v0']
   config, lines = settled(tmp_path, tasks)
   assert config.own_limit and config.time_limit == 1000
@@ -96,7 +97,6 @@ def test_registered_limits_hold_unless_one_is_given(tmp_path):
 
 
 def test_continued_run_keeps_what_it_saved(tmp_path):
-  wrappers.task_names()
   old = {'pcont': False, 'horizon': 15, 'time_limit': 1000}
   (tmp_path / 'config.json').write_text(json.dumps(old))
   fresh = config_of(tmp_path)

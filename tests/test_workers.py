@@ -310,7 +310,7 @@ def test_worker_is_quiet(make, capfd):
   for episode in range(3):
     env.reset(0)()
     assert env.step(obey('print'))()[1] == 1.0
-    # What is kept for a crash does not grow with the run.
+    # The output kept for a crash does not grow with the run.
     assert env._worker._last_words() == 'noisenoise'
   assert capfd.readouterr() == ('', '')
 

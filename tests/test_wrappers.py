@@ -13,7 +13,7 @@ import pytest
 try:
   import pybullet
 except ImportError:
-  pybullet = None  # What needs it is skipped.
+  pybullet = None  # Tests that need it are skipped.
 
 from common import terminal
 from envs import control
