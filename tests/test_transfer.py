@@ -755,7 +755,8 @@ def run_of(tmp_path, *tasks, script=multi, **values):
   with contextlib.ExitStack() as stack:
     team = devices.Team(config.batch_size)
     run = loop.Run(config, script.Agent, names, True, team, stack)
-    run._phase('train', 40)
+    run._begin()
+    run._reports.phase('train', run.step, 40)
     yield run
 
 
@@ -763,9 +764,9 @@ def test_padded_actions_never_reach_an_environment(tmp_path):
   with run_of(tmp_path, narrow, wide) as run:
     actions = np.random.default_rng(0).uniform(-1, 1, (10, 2, 3))
     for action in actions:
-      run._driver.step(lambda obs, reset, state: (action, None))
+      run._collector.decide(lambda obs, reset, state: (action, None))
     first, second = listeners()
-    assert run._action_dim == 3 and run.step == 40
+    assert run._agent.action_dim == 3 and run.step == 40
   # Its own bounds, and the action repeat of two.
   np.testing.assert_allclose(
       np.array(first.heard)[::2], 1 + 4 * actions[:, 0, :1], rtol=1e-5)
@@ -786,7 +787,7 @@ def test_discrete_tasks_turn_the_flags_over(tmp_path):
     assert run._config.action_dist == 'onehot'
     assert run._config.expl == 'epsilon_greedy'
     for _ in range(20):
-      run._driver.step(run._random_policy)
+      run._collector.decide(run._random_policy)
   first, second = listeners()
   # What is beyond the two actions of the first acts as its first one.
   assert set(first.heard) == {0, 1} and set(second.heard) == {0, 1, 2, 3}
@@ -820,17 +821,28 @@ def test_own_run_goes_on_with_and_without_its_source(tmp_path):
       pass
 
 
-def test_progress_without_its_configuration_is_no_source(tmp_path):
+@pytest.mark.parametrize('episodes', [False, True])
+def test_progress_without_its_configuration_is_no_source(
+    tmp_path, capfd, episodes):
   logdir = tmp_path / 'run'
   logdir.mkdir()
   save(source_agent(), logdir / 'variables.pkl')
   with run_of(tmp_path, wide, script=ftl, transfer=True) as run:
+    for _ in range(10 * episodes):
+      run._collector.decide(run._random_policy)
     run._save()
   own = (logdir / 'variables.pkl').read_bytes()
   (logdir / 'config.json').unlink()
-  with pytest.raises(terminal.UserError, match='not written by this run'):
-    with run_of(tmp_path, wide, script=ftl, transfer=True):
-      pass
+  again = run_of(tmp_path, wide, script=ftl, transfer=True)
+  if episodes:
+    with again as run:  # The checkpoint knows the run.
+      assert not run._agent.report
+    assert 'is made again from' in capfd.readouterr().err
+    assert (logdir / 'config.json').exists()
+  else:
+    with pytest.raises(terminal.UserError, match='both be the source'):
+      with again:
+        pass
   assert (logdir / 'variables.pkl').read_bytes() == own
 
 
