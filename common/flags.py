@@ -127,8 +127,9 @@ class Flag:
       raise terminal.UserError(
           f"--{self.name} takes one of {', '.join(map(_show, self.choices))}; "
           f'not {value}.' + f' Did you mean {"".join(near)}?' * len(near))
-    if self.path and value.startswith('~'):
-      value = str(self._checked_path(pathlib.Path(value)))
+    if self.path:
+      path = self._checked_path(pathlib.Path(value))
+      value = str(path) if value.startswith('~') else value
     if self.regex:
       self._check_pattern(value)
     if self.type in (int, float):
@@ -220,7 +221,7 @@ class Config:
         low, high: smallest and largest number that are allowed;
         positive: whether a number must be greater than 0;
         regex: whether a string must be a regular expression;
-        path: whether a leading ~ in a string is the home directory;
+        path: whether a string may be a path, with ~ for the home directory;
         type: of the value or of its parts, where the default does not tell;
         nargs: of argparse: a number of values, '+', '*', or '?' for a flag
           that stands for True without a value;

@@ -448,6 +448,14 @@ def test_home_directory(monkeypatch):
   assert 'no such user' in message('--logdir', '~nobody-of-this-name/x')
 
 
+def test_names_that_no_file_can_have():
+  for define, flag in [
+      (options.fractional, 'source'), (options.meta_model, 'encoder'),
+      (options.meta_model, 'meta3')]:
+    with pytest.raises(terminal.UserError, match=f'--{flag}: .* 300 charac'):
+      define().parse([f'--{flag}', 'x/' + 'y' * 300])
+
+
 @pytest.mark.parametrize('words', [
     ['--task', 'x y', '--freeze', "^a'b|$(c)", '--logdir', './log dir/*'],
     ['--preset', 'debug', '--cnn_depth', '32', '--seed', '3'],
