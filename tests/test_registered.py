@@ -257,7 +257,7 @@ BLIND = [
     ('empty', r'gave an array \[0, 64, 3\]'),
     ('not_implemented', r'render\(\) is not implemented'),
     ('no_pygame', 'cannot be made: pygame is not installed'),
-    ('no_imageio', 'package imageio is missing; install it with `python -m pip'),
+    ('no_imageio', 'package imageio is missing; install it with `python -m'),
 ]
 
 
