@@ -18,7 +18,7 @@ BALANCE := --task InvertedPendulumBulletEnv-v0 --termination True --steps 1e5 \
 STAND := --task dmc_walker_stand --render fast --steps 2e5 \
   --eval_every 5000 --eval_episodes 2
 
-.PHONY: help train test slow chaos soak bench study try-transfer clean
+.PHONY: help train test slow chaos soak bench study try-transfer pybullet clean
 
 help:  ## Lists the targets.
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | column -t -s $$'\t'
@@ -47,6 +47,9 @@ study: $(READY)  ## Runs what is missing of the study in results/; may be stoppe
 
 try-transfer: $(READY)  ## Transfer from the stored source beside scratch, two curves.
 	$(RUN) -m results.study --do try $(ARGS)
+
+pybullet: $(READY)  ## Builds PyBullet from source where it has no wheels.
+	$(PIP) $$(sed -n 's/^\(pybullet[^;]*\);.*/\1/p' requirements.txt)
 
 clean:  ## Removes the virtual environments.
 	rm -rf .venv .venv-sheeprl

@@ -120,6 +120,17 @@ def test_train_has_a_task_that_exists(checkout, bullet):
   assert config.plain()['preset'] == 'cpu'
 
 
+def test_pybullet_is_built_in_the_pinned_version(checkout):
+  shutil.copy(ROOT / 'requirements.txt', checkout)
+  command = make(checkout, '-n', 'pybullet').stdout.splitlines()[-1]
+  assert command.startswith('.venv/bin/python -m pip install')
+  chosen = command[command.index('$(') + 2:-1]
+  words = subprocess.run(
+      chosen, shell=True, cwd=checkout, capture_output=True, text=True)
+  assert words.stdout.split() == [
+      'pybullet==3.2.7', 'pybullet_envs_gymnasium==0.6.0']
+
+
 def test_another_seed_has_a_directory_of_its_own(checkout):
   program(checkout / '.venv/bin/python', 'echo 1')
   folders = set()
