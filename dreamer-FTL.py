@@ -69,8 +69,8 @@ class FractionalTransfer(dreamer.Dreamer):
     c = self.config
     fresh = parts({k: v.numpy() for k, v in self.variables.items()})
     for kind in RULES:
-      given = kind in c.changed()
-      patterns.check(kind, getattr(c, kind), fresh if given else None)
+      if kind in c.changed():
+        patterns.check(kind, getattr(c, kind), fresh)
     rules = {name: rule(name, c) for name in fresh}
     source = parts(source)
     used = {k: v for k, v in fresh.items() if rules[k] != 'reset'}

@@ -179,8 +179,6 @@ class Dreamer(saving.Saved):
     self.strategy = tf.distribute.get_strategy()
     self._frozen = list(frozen)
     self._build(sources)
-    for flag in ('freeze', 'weight_decay_pattern'):
-      patterns.check(flag, getattr(config, flag))
     self.optimizers = {}
     self._graphs = {}
 

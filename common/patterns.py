@@ -11,20 +11,14 @@ def fits(pattern, name):
   return bool(pattern) and re.search(pattern, name) is not None
 
 
-def check(flag, pattern, names=None):
-  """Raises a `UserError` if the value of a flag makes no sense.
+def check(flag, pattern, names):
+  """Raises a `UserError` if the value of a flag fits no variable.
 
-  It must be a regular expression and, given the names of all variables, each
-  of its alternatives must fit one of them, or one of pcont, which an agent may
-  lack; an empty value is for none.
+  Given the names of all variables, each alternative of the regular expression
+  must fit one of them, or one of pcont, which an agent may lack; an empty value
+  is for none.
   """
-  try:
-    re.compile(pattern)
-  except re.error as error:
-    raise terminal.UserError(
-        f"--{flag} '{pattern}' is not a regular expression: {error}."
-    ) from None
-  if names is None or not pattern:
+  if not pattern:
     return
   names = list(names)
   parts = alternatives(pattern)
