@@ -45,8 +45,8 @@ def world_model_loss(
       bool [B, T], optional, where an episode begins.
     seed: int32 pair [2] that all noise follows from.
     encode, dynamics, decode, reward, pcont: the networks; pcont may be None.
-    config: `kl_scale`, `free_nats`, `stoch_size`, and with pcont `discount` and
-      `pcont_scale`.
+    config: `kl_scale`, `free_nats`, `free_nats_of`, `kl_balance`, `stoch_size`,
+      `decode_stride`, and with pcont `discount` and `pcont_scale`.
 
   Returns:
     The loss, a scalar, and what it was computed from, by name and in order.
@@ -59,46 +59,89 @@ def world_model_loss(
       embed, data['action'], first=data.get('first'), noise=tools.noise(
           [2, *data['reward'].shape, config.stoch_size], seed, axis=1))
   feat = dynamics.get_feat(post)
+  shown = steps_apart(config.decode_stride, seed)
   likelihood = {
-      'image': tf.reduce_mean(decode(feat).log_prob(data['image'])),
+      'image': tf.reduce_mean(
+          decode(shown(feat)).log_prob(shown(data['image']))),
       'reward': tf.reduce_mean(reward(feat).log_prob(data['reward']))}
   if pcont:
     likelihood['pcont'] = config.pcont_scale * tf.reduce_mean(
         pcont(feat).log_prob(config.discount * data['discount']))
-  div = tf.reduce_mean(tfd.kl_divergence(
-      dynamics.get_dist(post), dynamics.get_dist(prior)))
-  # Free nats are given to the whole batch, of all replicas together.
-  free = tools.replica_mean(div) < config.free_nats
-  loss = config.kl_scale * tf.where(free, config.free_nats, div) - sum(
-      likelihood.values())
+  penalty, div = divergence_loss(post, prior, dynamics.get_dist, config)
+  loss = config.kl_scale * penalty - sum(likelihood.values())
   return loss, dict(
       embed=embed, post=post, prior=prior, feat=feat, likelihood=likelihood,
       div=div)
 
 
+def divergence_loss(post, prior, dist, config):
+  """KL divergence of posterior from prior above the free nats.
+
+  Args:
+    post, prior: states [B, T, ...].
+    dist: gives the distribution of a state.
+    config: `free_nats`, `free_nats_of` and `kl_balance`.
+
+  Returns:
+    The loss, a scalar, and the divergences [B, T] in nats.
+  """
+  def free(div):
+    if config.free_nats_of == 'step':
+      return tf.reduce_mean(tf.maximum(div, config.free_nats))
+    # Free nats are given to the whole batch, of all replicas together.
+    mean = tf.reduce_mean(div)
+    return tf.where(
+        tools.replica_mean(mean) < config.free_nats, config.free_nats, mean)
+
+  div = tfd.kl_divergence(dist(post), dist(prior))
+  if not config.kl_balance:
+    return free(div), div
+  fixed = lambda state: dist(tf.nest.map_structure(tf.stop_gradient, state))
+  share = config.kl_balance
+  return (
+      share * free(tfd.kl_divergence(fixed(post), dist(prior))) +
+      (1 - share) * free(tfd.kl_divergence(dist(post), fixed(prior)))), div
+
+
+def steps_apart(stride, seed):
+  """Takes one of `stride` time steps of [B, T, ...], from a random first one.
+
+  It saves the time of the decoder on a processor.
+  """
+  if stride == 1:
+    return lambda x: x
+  first = tf.random.stateless_uniform([], seed, 0, stride, tf.int32)
+  return lambda x: tf.gather(
+      x, first + stride * tf.range(x.shape[1] // stride), axis=1)
+
+
 def behaviour_losses(
-    post, discount, seed, *, dynamics, actor, reward, value, pcont, config):
+    post, discount, seed, *, dynamics, actor, reward, value, pcont, config,
+    spread=1.0):
   """Equations 7 and 8, negated: actor and value on imagined trajectories.
 
   Args:
-    post: posterior states [B, T, ...], all of which imagination starts from;
-      with pcont all but the last, which may be terminal.
+    post: posterior states [B, T, ...], all of which imagination starts from,
+      or one of `imag_stride`; with pcont not the last, which may be terminal.
     discount: [B, T]; 0 where an episode terminated.
     seed: int32 pair [2] that all noise follows from.
     dynamics, actor, reward, value, pcont: the networks; pcont may be None.
-    config: `horizon` (H), `disclam` (λ), `stoch_size`, without pcont `discount`.
+    config: `horizon` (H), `disclam` (λ), `stoch_size`, `imag_stride`,
+      `actor_entropy`, `value_unit`, without pcont `discount`.
+    spread: the actor's returns are divided by it.
 
   Returns:
     The actor's loss, the value's loss, both scalars, and what they were
     computed from, by name and in order.
   """
-  alive = 1.0
-  if pcont:
-    post = {name: x[:, :-1] for name, x in post.items()}
-    # Sequences that cross the end of an episode have ends in the middle.
-    alive = tf.reshape(discount[:, :-1], [1, -1])
+  stride = config.imag_stride
+  starts = slice(stride - 1, -1 if pcont else None, stride)
+  post = {name: x[:, starts] for name, x in post.items()}
+  # Sequences that cross the end of an episode have ends in the middle.
+  alive = tf.reshape(discount[:, starts], [1, -1]) if pcont else 1.0
   feat = imagine(post, seed, dynamics, actor, config)
-  rewards, values = reward(feat).mode(), value(feat).mode()
+  rewards, learned = reward(feat).mode(), value(feat).mode()
+  values = config.value_unit * learned
   pconts = (
       pcont(feat).mean() if pcont else config.discount * tf.ones_like(rewards))
   tools.assert_shapes(
@@ -108,11 +151,16 @@ def behaviour_losses(
       axis=0)
   weights = alive * tf.stop_gradient(tf.math.cumprod(
       tf.concat([tf.ones_like(pconts[:1]), pconts[:-2]], 0), 0))
-  actor_loss = -tf.reduce_mean(weights * returns)
+  objective = returns / spread
+  if config.actor_entropy:
+    policy = actor(tf.stop_gradient(feat[:-1]))
+    objective += config.actor_entropy * policy.sampled_entropy(tools.noise(
+        policy.shape, tools.split_seed(seed, 3)[2], axis=1))
+  actor_loss = -tf.reduce_mean(weights * objective)
   # Features do not depend on the variables of the value, so that the values
   # that the returns are made of serve here too.
   value_loss = -tf.reduce_mean(weights * tools.UnitNormal(
-      values[:-1]).log_prob(tf.stop_gradient(returns)))
+      learned[:-1]).log_prob(tf.stop_gradient(returns / config.value_unit)))
   return actor_loss, value_loss, dict(
       imag_feat=feat, imag_reward=rewards, imag_value=values,
       imag_pcont=pconts, returns=returns)
@@ -181,6 +229,7 @@ class Dreamer(saving.Saved):
     self._build(sources)
     self.optimizers = {}
     self._graphs = {}
+    self._range = tools.ReturnRange() if config.return_norm else None
 
   @classmethod
   def start(cls, config, action_dim):
@@ -215,7 +264,7 @@ class Dreamer(saving.Saved):
     self._value = models.DenseHead('value', features, units['value'], **common)
     self._actor = models.Actor(
         features, self.action_dim, units['actor'], dist=c.action_dist,
-        init_std=c.action_init_std, **common)
+        init_std=c.action_init_std, min_std=c.actor_min_std, **common)
 
   @property
   def modules(self):
@@ -283,6 +332,8 @@ class Dreamer(saving.Saved):
     for name, optimizer in self.optimizers.items():
       optimizer.step(
           grads[name], metrics[f'{name}_grad_norm'], self.strategy)
+    if self._range:
+      self._range.update(metrics['return_low'], metrics['return_high'])
     return metrics
 
   def gradients(self, data, seed):
@@ -306,11 +357,35 @@ class Dreamer(saving.Saved):
         [*shape, self.action_dim], tools.split_seed(seed, 3)[2], axis=1)
     prior, post = (
         self._dynamics.get_dist(parts[name]) for name in ('prior', 'post'))
+    policy = self._actor(parts['feat'])
+    metrics.update(self._measures(parts, policy))
     metrics.update(
-        div=parts['div'], prior_ent=tf.reduce_mean(prior.entropy()),
-        post_ent=tf.reduce_mean(post.entropy()), action_ent=tf.reduce_mean(
-            self._actor(parts['feat']).entropy(noise)))
+        div=tf.reduce_mean(parts['div']), prior_ent=tf.reduce_mean(prior.entropy()),
+        post_ent=tf.reduce_mean(post.entropy()),
+        action_ent=tf.reduce_mean(policy.entropy(noise)))
     return losses, metrics
+
+  def _measures(self, parts, policy):
+    """Further metrics, by which one sees why an agent does not learn."""
+    div, feat = parts['div'], parts['feat']
+    mean = tf.reduce_mean(div)
+    measures = {
+        'div_first': tf.reduce_mean(div[:, 0]),
+        'div_above_free': tf.cast(mean > self.config.free_nats, tf.float32),
+        'imag_reward': tf.reduce_mean(parts['imag_reward']),
+        'imag_value': tf.reduce_mean(parts['imag_value']),
+        'replay_reward': tf.reduce_mean(parts['data']['reward']),
+        'replay_value': self.config.value_unit * tf.reduce_mean(
+            self._value(feat).mode())}
+    if self.config.action_dist == 'tanh_normal':
+      measures.update(
+          action_abs=tf.reduce_mean(tf.abs(tf.tanh(policy.mean_before))),
+          action_std=tf.reduce_mean(policy.std_before))
+    if self._range:
+      measures.update({
+          f'return_{name}': tools.percentile(parts['returns'], share)
+          for name, share in (('low', 0.05), ('high', 0.95))})
+    return measures
 
   def compute(self, data, seed):
     """Losses of a batch, and all that they were computed from, in order."""
@@ -323,7 +398,8 @@ class Dreamer(saving.Saved):
         data, model_seed, encode=self._encode, decode=self._decode, **shared)
     actor, value, more = behaviour_losses(
         parts['post'], data['discount'], behaviour_seed, actor=self._actor,
-        value=self._value, **shared)
+        value=self._value,
+        spread=self._range.spread if self._range else 1.0, **shared)
     return {'model': model, 'actor': actor, 'value': value}, {
         'data': data, **parts, 'model_loss': model,
         **more, 'actor_loss': actor, 'value_loss': value}

@@ -60,8 +60,22 @@ class TanhNormal:
     return self._log_prob_before(
         tf.atanh(tf.clip_by_value(action, -limit, limit)))
 
+  @property
+  def shape(self):
+    """Shape [..., A] of an action."""
+    return self.mean_before.shape
+
   def entropy(self, noise=None):
     return -tf.reduce_mean(self._log_prob_before(self._draws(noise)), 0)
+
+  def sampled_entropy(self, noise):
+    """The entropy [...] from one draw, which `noise` [..., A] stands for.
+
+    The Normal's part is exact, the draw tells what tanh takes off.
+    """
+    draw = self.mean_before + self.std_before * noise
+    normal = tf.math.log(self.std_before) + 0.5 * np.log(2 * np.pi * np.e)
+    return tf.reduce_sum(normal + _log_slope(draw), -1)
 
   def mode(self, noise=None):
     """The likeliest of the samples; `noise` [100, ..., A] as in `sample`."""
@@ -81,8 +95,12 @@ class TanhNormal:
     scaled = (draw - self.mean_before) / self.std_before
     normal = -0.5 * tf.square(scaled) - tf.math.log(
         self.std_before) - 0.5 * np.log(2 * np.pi)
-    slope = 2 * (np.log(2) - draw - tf.nn.softplus(-2 * draw))
-    return tf.reduce_sum(normal - slope, -1)
+    return tf.reduce_sum(normal - _log_slope(draw), -1)
+
+
+def _log_slope(x):
+  """log of the derivative of tanh at x."""
+  return 2 * (np.log(2) - x - tf.nn.softplus(-2 * x))
 
 
 class OneHot:
@@ -111,9 +129,16 @@ class OneHot:
   def log_prob(self, action):
     return tf.reduce_sum(self._logits * action, -1)
 
+  @property
+  def shape(self):
+    """Shape [..., A] of an action."""
+    return self._logits.shape
+
   def entropy(self, noise=None):
     del noise
     return -tf.reduce_sum(self._probs * self._logits, -1)
+
+  sampled_entropy = entropy
 
   def _straight(self, scores):
     hard = tf.one_hot(tf.argmax(scores, -1), scores.shape[-1])
@@ -145,6 +170,42 @@ def lambda_return(reward, value, pcont, bootstrap, lambda_, axis):
     last = inputs[step] + pcont[step] * lambda_ * last
     returns.append(last)
   return tf.transpose(tf.stack(returns[::-1]), np.argsort(order))
+
+
+class ReturnRange:
+  """Running 5 and 95 percent points of returns (DreamerV3, arXiv 2301.04104).
+
+  Returns divided by their range have the same scale in every task.
+  """
+
+  rate = 0.01
+
+  def __init__(self):
+    self._points = tf.Variable([0.0, 0.0], trainable=False)
+
+  @property
+  def spread(self):
+    """Distance between the points, 1 at least: noise is not enlarged."""
+    return tf.maximum(self._points[1] - self._points[0], 1.0)
+
+  def update(self, low, high):
+    """Moves the points towards those of the returns of an update."""
+    now = tf.stack([low, high])
+    self._points.assign_add(tf.where(
+        tf.math.is_finite(now), self.rate * (now - self._points), 0.0))
+
+  def state(self):
+    return self._points.numpy()
+
+  def restore(self, state):
+    self._points.assign(state)
+
+
+def percentile(x, share):
+  """The number below which a share of the numbers in a tensor lie."""
+  ordered = tf.sort(tf.reshape(tf.stop_gradient(x), [-1]))
+  last = tf.cast(tf.size(ordered) - 1, tf.float32)
+  return ordered[tf.cast(share * last, tf.int32)]
 
 
 def noise(shape, seed, axis):

@@ -80,6 +80,10 @@ def dreamer():
   define('own_limit', False, 'Let the registered time limits of PyBullet tasks '
          'hold too (Reacher and Pusher 150, Thrower 100 environment steps); on '
          'unless time_limit is given.')
+  define('collect_limit', 0, 'Environment steps after which an episode to '
+         'learn from is truncated, where that is sooner than the time limit; 0 '
+         'leaves it. Short ones show the beginning of a task more often, and '
+         'evaluation keeps the time limit.', low=0)
   define('termination', False, 'Let PyBullet tasks terminate episodes by their '
          'own rules; turns pcont on.')
   define('end_of_life', False, 'Let a lost life terminate an Atari episode; '
@@ -113,8 +117,16 @@ def dreamer():
          'of episodes; on for tasks that can terminate.')
   define('free_nats', 3.0, 'Free nats: KL divergence of posterior and prior '
          'below which it has no gradient.', low=0)
+  define('free_nats_of', 'batch', 'Divergence to which free nats are given: '
+         'the mean of a batch, as published, or that of each time step '
+         '(PlaNet).', ['batch', 'step'])
+  define('kl_balance', 0.0, 'KL balancing: share of the divergence that trains '
+         'the prior, the rest trains the posterior (DreamerV2, arXiv '
+         '2010.02193: 0.8); 0 trains both with all of it.', low=0, high=1)
   define('kl_scale', 1.0, 'Scale β of the KL divergence in the model loss.',
          low=0)
+  define('decode_stride', 1, 'Images are decoded at one of so many time steps '
+         'of a sequence, which saves time on a processor.', low=1)
   define('pcont_scale', 10.0, 'Scale of the log-likelihood of the discount in '
          'the model loss.', low=0)
   define('weight_decay', 0.0, 'Decoupled weight decay: fraction by which '
@@ -150,6 +162,16 @@ def dreamer():
          'tasks with discrete actions have onehot.', ['tanh_normal', 'onehot'])
   define('action_init_std', 5.0, 'Initial standard deviation of the actor, '
          'before tanh.', positive=True)
+  define('actor_min_std', 1e-4, 'Minimum standard deviation of the actor, '
+         'before tanh (DreamerV2: 0.1).', low=0)
+  define('actor_entropy', 0.0, "Scale of the actor's entropy in its loss "
+         '(DreamerV3, arXiv 2301.04104: 3e-4).', low=0)
+  define('return_norm', False, 'Divide returns in the loss of the actor by the '
+         'running range of their 5 to 95 percent points (DreamerV3).')
+  define('value_unit', 1.0, 'Unit of the value network: it learns returns '
+         'divided by this.', positive=True)
+  define('imag_stride', 1, 'Imagination starts at one of so many time steps of '
+         'a sequence, which saves time on a processor.', low=1)
   define('expl', 'additive_gaussian', 'Exploration: noise added to actions, '
          'random actions only, or random actions at times.',
          ['additive_gaussian', 'completely_random', 'epsilon_greedy'])

@@ -34,6 +34,7 @@ class Saved:
         'step': self.step,
         'updates': self.updates,
         'calls': self.random.state(),
+        **({'return_range': self._range.state()} if self._range else {}),
         'variables': {k: v.numpy() for k, v in self.variables.items()},
         'optimizers': {k: v.state() for k, v in self.optimizers.items()}}
 
@@ -43,6 +44,8 @@ class Saved:
     self.step = int(checkpoint.get('step', 0))
     self.updates = int(checkpoint.get('updates', 0))
     self.random.restore(checkpoint.get('calls', (0, 0)))
+    if self._range and 'return_range' in checkpoint:
+      self._range.restore(checkpoint['return_range'])
     if checkpoint.get('optimizers'):
       self._make_optimizers()
       for name, optimizer in self.optimizers.items():

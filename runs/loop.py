@@ -66,7 +66,7 @@ class Run:
     self._history = resume.History(config, agent_class, team, stack)
 
     kinds = list(dict.fromkeys(tasks))
-    envs = make_envs(config, tasks, stack)
+    envs = make_envs(config, tasks, stack, collect=True)
     test_envs = make_envs(config, kinds, stack)
     settings.match_actions(config, {
         task: env.action_space for task, env in zip(tasks, envs)})
@@ -320,12 +320,15 @@ class Run:
 # Parts of a run
 
 
-def make_envs(config, tasks, stack):
-  """Environments with actions as wide as those of the widest task."""
+def make_envs(config, tasks, stack, collect=False):
+  """Environments with actions as wide as those of the widest task.
+
+  `collect`: those whose episodes are learned from, not those of evaluation.
+  """
   def make(task, width=None):
     env = workers.make(
         config.parallel, task, action_dim=width,
-        **settings.environment(config))
+        **settings.environment(config, collect))
     stack.callback(env.close)
     return env
 

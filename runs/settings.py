@@ -22,9 +22,15 @@ ATARI = dict(
     expl_decay=1e5, expl_min=0.1)
 
 
-def environment(config):
-  """Settings of `wrappers.make_env` by name."""
-  return {name: getattr(config, name) for name in ENVIRONMENT}
+def environment(config, collect=False):
+  """Settings of `wrappers.make_env` by name.
+
+  `collect`: for an environment whose episodes are learned from.
+  """
+  values = {name: getattr(config, name) for name in ENVIRONMENT}
+  if collect and config.collect_limit:
+    values['time_limit'] = min(config.time_limit, config.collect_limit)
+  return values
 
 
 def settle(config, tasks):
