@@ -127,7 +127,7 @@ def behaviour_losses(
     seed: int32 pair [2] that all noise follows from.
     dynamics, actor, reward, value, pcont: the networks; pcont may be None.
     config: `horizon` (H), `disclam` (λ), `stoch_size`, `imag_stride`,
-      `actor_entropy`, `value_unit`, without pcont `discount`.
+      `actor_entropy`, without pcont `discount`.
     spread: the actor's returns are divided by it.
 
   Returns:
@@ -140,8 +140,7 @@ def behaviour_losses(
   # Sequences that cross the end of an episode have ends in the middle.
   alive = tf.reshape(discount[:, starts], [1, -1]) if pcont else 1.0
   feat = imagine(post, seed, dynamics, actor, config)
-  rewards, learned = reward(feat).mode(), value(feat).mode()
-  values = config.value_unit * learned
+  rewards, values = reward(feat).mode(), value(feat).mode()
   pconts = (
       pcont(feat).mean() if pcont else config.discount * tf.ones_like(rewards))
   tools.assert_shapes(
@@ -160,7 +159,7 @@ def behaviour_losses(
   # Features do not depend on the variables of the value, so that the values
   # that the returns are made of serve here too.
   value_loss = -tf.reduce_mean(weights * tools.UnitNormal(
-      learned[:-1]).log_prob(tf.stop_gradient(returns / config.value_unit)))
+      values[:-1]).log_prob(tf.stop_gradient(returns)))
   return actor_loss, value_loss, dict(
       imag_feat=feat, imag_reward=rewards, imag_value=values,
       imag_pcont=pconts, returns=returns)
@@ -375,8 +374,7 @@ class Dreamer(saving.Saved):
         'imag_reward': tf.reduce_mean(parts['imag_reward']),
         'imag_value': tf.reduce_mean(parts['imag_value']),
         'replay_reward': tf.reduce_mean(parts['data']['reward']),
-        'replay_value': self.config.value_unit * tf.reduce_mean(
-            self._value(feat).mode())}
+        'replay_value': tf.reduce_mean(self._value(feat).mode())}
     if self.config.action_dist == 'tanh_normal':
       measures.update(
           action_abs=tf.reduce_mean(tf.abs(tf.tanh(policy.mean_before))),

@@ -168,8 +168,6 @@ def dreamer():
          '(DreamerV3, arXiv 2301.04104: 3e-4).', low=0)
   define('return_norm', False, 'Divide returns in the loss of the actor by the '
          'running range of their 5 to 95 percent points (DreamerV3).')
-  define('value_unit', 1.0, 'Unit of the value network: it learns returns '
-         'divided by this.', positive=True)
   define('imag_stride', 1, 'Imagination starts at one of so many time steps of '
          'a sequence, which saves time on a processor.', low=1)
   define('expl', 'additive_gaussian', 'Exploration: noise added to actions, '

@@ -15,7 +15,7 @@ import tools
 ON = dict(
     free_nats=1.0, free_nats_of='step', kl_balance=0.9, decode_stride=2,
     imag_stride=2, return_norm=True, actor_entropy=1e-2, actor_min_std=0.1,
-    action_init_std=1.0, value_unit=100.0, collect_limit=60)
+    action_init_std=1.0, collect_limit=60)
 
 
 class Config:
@@ -147,13 +147,6 @@ def test_actor_loss_is_that_of_scaled_returns_and_entropy():
   assert plain['actor'] - more['actor'] == pytest.approx(10 * bonus, rel=1e-2)
 
 
-def test_value_unit_scales_what_the_value_learns():
-  _, parts = parts_of(make())
-  losses, scaled = parts_of(make(value_unit=10.0))
-  assert scaled['imag_value'] == pytest.approx(10 * parts['imag_value'])
-  assert np.isfinite(losses['value'])
-
-
 def test_run_with_all_options_goes_on_as_if_it_had_not_been_stopped(tmp_path):
   whole, parts = tmp_path / 'whole', tmp_path / 'parts'
   assert running.run(whole, threads=1, steps=500, **ON) == 0
@@ -215,7 +208,7 @@ def test_options_are_off_by_default_and_name_their_source():
   off = dict(
       free_nats_of='batch', kl_balance=0.0, decode_stride=1, imag_stride=1,
       return_norm=False, actor_entropy=0.0, actor_min_std=1e-4,
-      value_unit=1.0, collect_limit=0)
+      collect_limit=0)
   assert {name: getattr(config, name) for name in off} == off
   assert help_text.count('Dreamer') >= 4 and '2301.04104' in help_text
   assert all(config.method(name) and config.fixed(name) for name in off)
