@@ -200,6 +200,10 @@ class Reference:
     feat = np.concatenate([stochs, deters], -1)
     parts = {
         'div': np.mean(div),
+        'div_first': np.mean(div[0]),
+        'div_above_free': float(np.mean(div) > c.free_nats),
+        'replay_reward': np.mean(reward),
+        'replay_value': np.mean(self.head(feat, 'value', 3)),
         'prior_ent': np.mean(prior_ent),
         'post_ent': np.mean(post_ent),
         'image_loss': -np.mean(np.sum(
@@ -230,6 +234,7 @@ class Reference:
     imagined = np.stack(imagined)
     reward = self.head(imagined, 'reward', 2)[..., 0]
     value = self.head(imagined, 'value', 3)[..., 0]
+    parts.update(imag_reward=np.mean(reward), imag_value=np.mean(value))
     if c.pcont:
       pcont = sigmoid(self.head(imagined, 'pcont', 3)[..., 0])
     else:
@@ -351,7 +356,10 @@ def test_losses(cases, name):
   case, (losses, metrics, _) = cases(name)
   expected = case.ours(case.values(), Stop())
   assert (expected['div'] < case.config.free_nats) == (name == 'free nats')
-  assert set(metrics) == {*expected, 'action_ent'}
+  of_actor = {'action_ent'}
+  if case.config.action_dist == 'tanh_normal':
+    of_actor |= {'action_abs', 'action_std'}
+  assert set(metrics) == {*expected, *of_actor}
   for key, value in expected.items():
     np.testing.assert_allclose(
         metrics[key].numpy(), value, rtol=1e-4, err_msg=key)
