@@ -17,13 +17,12 @@ import pathlib
 
 import numpy as np
 
-from analysis import prediction
 from common import layers, patterns, precision, terminal
 from common.backend import tf, tfd
 from data import checkpoints, saving
 from data.logdir import Logdir
 import models
-from runs import devices, loop
+from runs import devices, loop, prediction
 import tools
 
 define_config = options.dreamer

@@ -37,11 +37,12 @@ if __name__ == '__main__':
 from matplotlib import figure as mpl_figure
 import numpy as np
 
-from analysis import agents, prediction, style
+from analysis import agents, style
 from common import terminal
 from common.backend import tf
 from data import episodes
 from data.logdir import Logdir
+from runs import prediction
 import transfer
 import wrappers
 

@@ -53,6 +53,24 @@ DESCRIPTIONS = {
     'pcont_loss': 'Minus the log-likelihood of going on, times --pcont_scale.',
     'div': 'Divergence of posterior from prior in nats; below --free_nats it '
         'is not penalised.',
+    'div_first': 'Divergence of the first time step of sequences, before which '
+        'nothing is known.',
+    'div_above_free': 'Share of updates whose divergence is above the free nats '
+        'and has a gradient.',
+    'imag_reward': 'Mean reward that the model predicts of imagined states.',
+    'imag_value': 'Mean value of imagined states.',
+    'replay_reward': 'Mean reward of the batch; imagined rewards far above it '
+        'are not there.',
+    'replay_value': 'Mean value of the states of the batch.',
+    'action_abs': 'Mean size of the action at the mean of the actor, 1 is its '
+        'bound: a saturated actor has no gradient left.',
+    'action_std': 'Mean standard deviation of the actor, before tanh.',
+    'return_low': '5 percent point of imagined returns.',
+    'return_high': '95 percent point of imagined returns.',
+    **{f'reward_error_{level}': 'Mean absolute error of the reward model over '
+       f'evaluation episodes, where the reward is in the {place} third of its '
+       'range.' for level, place in (
+           ('low', 'lowest'), ('middle', 'middle'), ('high', 'highest'))},
     'value_loss': 'Minus the weighted log-likelihood of imagined returns.',
     'actor_loss': 'Minus the weighted mean of imagined λ-returns.',
     'prior_ent': 'Entropy of the state that is predicted without the image.',

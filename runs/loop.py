@@ -10,8 +10,8 @@ import time
 from common import options, terminal
 from data import replay
 from runs import (
-    clocks, collector, devices, diagnosis, evaluation, logs, reports,
-    resume, settings, signals, workers)
+    clocks, collector, devices, diagnosis, evaluation, logs, prediction,
+    reports, resume, settings, signals, workers)
 import tools
 import wrappers
 
@@ -85,6 +85,7 @@ class Run:
     self._evaluation = evaluation.Evaluation(
         self._agent, test_envs, kinds, config, self._signals,
         self._env_failed)
+    self._reward_errors = prediction.RewardErrors(self._agent)
     self._terminal_warning = settings.TerminalWarning(config)
     self._clocks = clocks.Clocks(
         train=config.train_every, log=config.log_every, eval=config.eval_every)
@@ -186,7 +187,7 @@ class Run:
     if played is None:  # A signal came.
       return
     for task, episodes in played.items():
-      self._report('test', task, episodes)
+      self._report('test', task, episodes, self._reward_errors(episodes))
       if c.log_images:
         self._logger.video(
             self.step, f'sim/test/{task}', episodes[0]['image'])
@@ -253,10 +254,10 @@ class Run:
       self._terminal_warning.check(self._tasks[index], episode)
     self._report('train', self._tasks[index], [episode])
 
-  def _report(self, mode, task, episodes):
+  def _report(self, mode, task, episodes, more=None):
     stored = len(self._replay.lengths(task)) if self._named else None
     self._reports.episodes(
-        mode, self.step, task, episodes, self._replay.episodes, stored)
+        mode, self.step, task, episodes, self._replay.episodes, stored, more)
 
   def _env_failed(self, error):
     terminal.warn(f'an environment failed and was restarted: {error}')

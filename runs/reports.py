@@ -100,7 +100,8 @@ class Reports:
     if seconds > 2 and not self._quiet:
       terminal.say(f'{words} took {terminal.duration(seconds)}')
 
-  def episodes(self, mode, step, task, episodes, stored, stored_of_task):
+  def episodes(
+      self, mode, step, task, episodes, stored, stored_of_task, more=None):
     """A line for finished episodes: their mean return and length.
 
     Args:
@@ -110,12 +111,14 @@ class Reports:
       episodes: dicts with `reward` [records].
       stored: number of episodes in replay.
       stored_of_task: the same of the task alone.
+      more: further numbers to report of the episodes, by name.
     """
     score = np.mean([episode['reward'].sum() for episode in episodes])
     length = np.mean([len(episode['reward']) - 1 for episode in episodes])
     values = {
         f'{mode}/return': score,
         f'{mode}/length': length * self._config.action_repeat,
+        **{f'{mode}/{name}': value for name, value in (more or {}).items()},
         'episodes': stored}
     own = {}
     if self._tasks:

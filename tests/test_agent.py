@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from analysis import prediction
 from common import patterns, precision, terminal
 from common.backend import tf, tfd
 from data import checkpoints
 import dreamer
 import models
 import running
+from runs import prediction
 import tensorflow_probability as tfp
 import tools
 

@@ -10,6 +10,7 @@ from common.backend import tf, tfd
 from data import checkpoints, episodes
 import dreamer
 import running
+from runs import prediction
 import tools
 
 ON = dict(
@@ -182,6 +183,24 @@ def test_metrics_tell_why_an_agent_does_not_learn(tmp_path):
   assert 0 <= row['div_above_free'] <= 1 and 0 <= row['action_abs'] <= 1
   assert row['replay_reward'] == pytest.approx(
       min(0, row['replay_reward']))  # Swinging up is punished in every step.
+
+
+def test_errors_of_the_reward_model_by_level_of_reward():
+  agent = make()
+  rng = np.random.default_rng(0)
+  episode = {
+      'image': rng.integers(0, 256, (9, 64, 64, 3), dtype=np.uint8),
+      'action': rng.uniform(-1, 1, (9, 2)).astype(np.float32),
+      'reward': np.float32([0, 0, 0, 1, 1, 1, 0.5, 0.5, 0.5])}
+  for name, variable in agent._reward.variables.items():
+    if '/hout/' in name:  # It predicts 0.25 everywhere.
+      variable.assign(tf.fill(variable.shape, 0.25 * ('bias' in name)))
+  errors = prediction.RewardErrors(agent)
+  assert errors([episode]) == pytest.approx({
+      'reward_error_low': 0.25, 'reward_error_middle': 0.25,
+      'reward_error_high': 0.75})
+  short = {key: value[:3] for key, value in episode.items()}
+  assert errors([short]) == pytest.approx({'reward_error_low': 0.25})
 
 
 @pytest.mark.parametrize('source, target', [({}, ON), (ON, {})])

@@ -1,6 +1,10 @@
-"""Predictions of a world model for images that it does not see."""
+"""Predictions of a world model beside the truth."""
+
+import numpy as np
 
 from common.backend import tf
+
+LEVELS = ('low', 'middle', 'high')
 
 
 def video(agent, batch, context=5, rows=6):
@@ -62,3 +66,54 @@ def open_loop(agent, data, context):
       step, (*(tf.transpose(x, [1, 0, 2]) for x in (embed, action)), keep,
              seen), model.initial(tf.shape(action)[0]))
   return {name: tf.transpose(x, [1, 0, 2]) for name, x in states.items()}
+
+
+class RewardErrors:
+  """Errors of an agent's reward model over whole episodes.
+
+  Args:
+    agent: from `dreamer.load_agent`, or in training.
+  """
+
+  def __init__(self, agent):
+    self._agent = agent
+    self._predict = tf.function(self._rewards, autograph=False, input_signature=[
+        tf.TensorSpec([1, None, 64, 64, 3], tf.uint8),
+        tf.TensorSpec([1, None, agent.action_dim]),
+        tf.TensorSpec([1, None])])
+
+  def __call__(self, episodes):
+    """Mean absolute errors where the reward is low, middle and high.
+
+    These are the thirds of the range of the rewards; one without a reward is
+    left out. States are inferred from all images, without samples.
+
+    Args:
+      episodes: dicts of `image` [T, 64, 64, 3] uint8, `action` [T, A] and
+        `reward` [T].
+
+    Returns:
+      `{'reward_error_low': number, ...}`.
+    """
+    pairs = [[x[0] for x in self._predict(*(
+        tf.convert_to_tensor(episode[key][None])
+        for key in ('image', 'action', 'reward')))] for episode in episodes]
+    predicted, true = (np.concatenate(x) for x in zip(*pairs))
+    low, high = true.min(), true.max()
+    share = (true - low) / (high - low) if high > low else np.zeros(len(true))
+    level = np.minimum(share * len(LEVELS), len(LEVELS) - 1).astype(int)
+    return {
+        f'reward_error_{name}': float(
+            np.abs(predicted - true)[level == index].mean())
+        for index, name in enumerate(LEVELS) if (level == index).any()}
+
+  def _rewards(self, image, action, reward):
+    agent = self._agent
+    data = agent.preprocess(
+        {'image': image, 'action': action, 'reward': reward})
+    noise = tf.zeros(tf.concat(
+        [[2], tf.shape(reward), [agent.config.stoch_size]], 0))
+    post, _ = agent._dynamics.observe(
+        agent._encode(data), action, noise=noise)
+    feat = agent._dynamics.get_feat(post)
+    return agent._reward(feat).mode(), data['reward']
