@@ -369,7 +369,8 @@ class Dreamer(saving.Saved):
     mean = tf.reduce_mean(div)
     measures = {
         'div_first': tf.reduce_mean(div[:, 0]),
-        'div_above_free': tf.cast(mean > self.config.free_nats, tf.float32),
+        'div_above_free': tf.cast(
+            tools.replica_mean(mean) > self.config.free_nats, tf.float32),
         'imag_reward': tf.reduce_mean(parts['imag_reward']),
         'imag_value': tf.reduce_mean(parts['imag_value']),
         'replay_reward': tf.reduce_mean(parts['data']['reward']),
@@ -380,7 +381,7 @@ class Dreamer(saving.Saved):
           action_std=tf.reduce_mean(policy.std_before))
     if self._range:
       measures.update({
-          f'return_{name}': tools.percentile(parts['returns'], share)
+          f'return_{name}': tools.percentile(parts['returns'], share, axis=1)
           for name, share in (('low', 0.05), ('high', 0.95))})
     return measures
 

@@ -201,9 +201,16 @@ class ReturnRange:
     self._points.assign(state)
 
 
-def percentile(x, share):
-  """The number below which a share of the numbers in a tensor lie."""
-  ordered = tf.sort(tf.reshape(tf.stop_gradient(x), [-1]))
+def percentile(x, share, axis=0):
+  """The number below which a share of the numbers in a tensor lie.
+
+  Replicas join their tensors along `axis`.
+  """
+  context = tf.distribute.get_replica_context()
+  x = tf.stop_gradient(x)
+  if context.num_replicas_in_sync > 1:
+    x = context.all_gather(x, axis)
+  ordered = tf.sort(tf.reshape(x, [-1]))
   last = tf.cast(tf.size(ordered) - 1, tf.float32)
   return ordered[tf.cast(share * last, tf.int32)]
 

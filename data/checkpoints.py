@@ -64,6 +64,9 @@ def newest(path):
   path = pathlib.Path(path)
   older = previous(path)
   if not older.exists():
+    if not path.exists():
+      raise terminal.UserError(
+          f'{path.parent} holds no checkpoint ({path.name}).')
     return load(path), path
   if not path.exists():
     terminal.warn(f'{path} is missing; {older} is taken in its place')

@@ -25,6 +25,8 @@ config.preset_name('debug')
 config.pcont = True
 config.precision = '32'
 config.free_nats = 0.1  # One half of the batch may lie below, one above.
+config.update({
+    key: type(config.default(key))(value) for key, value in MORE.items()})
 batch = running.random_batch(config)
 
 one = dreamer.Dreamer(config, 2)
@@ -57,8 +59,8 @@ print('equal')
 
 def test_two_devices_make_the_update_of_one():
   done = subprocess.run(
-      [sys.executable, '-c', PROGRAM], capture_output=True, text=True,
-      env=running.environment(), timeout=300)
+      [sys.executable, '-c', f'MORE = {more}\n{PROGRAM}'],
+      capture_output=True, text=True, env=running.environment(), timeout=300)
   assert done.returncode == 0, done.stderr
   assert done.stdout.strip().endswith('equal')
 

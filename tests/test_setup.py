@@ -33,9 +33,14 @@ def checkout(tmp_path):
 
 
 def make(folder, *words, path=(), check=True):
+  # As at a shell, also where `make test` has started the tests.
+  outside = {
+      key: value for key, value in os.environ.items()
+      if key not in ('MAKEFLAGS', 'MAKELEVEL', 'MFLAGS', 'MAKEOVERRIDES')}
   done = subprocess.run(
-      ['make', *words], cwd=folder, capture_output=True, text=True,
-      env={**os.environ, 'PATH': ':'.join([*map(str, path), os.environ['PATH']])})
+      ['make', *words], cwd=folder, capture_output=True, text=True, env={
+          **outside,
+          'PATH': ':'.join([*map(str, path), os.environ['PATH']])})
   assert not check or done.returncode == 0, done.stderr
   return done
 
