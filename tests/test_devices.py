@@ -57,7 +57,10 @@ print('equal')
 '''
 
 
-def test_two_devices_make_the_update_of_one():
+@pytest.mark.parametrize('more', [{}, dict(
+    kl_balance=0.8, free_nats_of='step', decode_stride=2, imag_stride=2,
+    return_norm=True, actor_entropy=0.1, actor_min_std=0.1)])
+def test_two_devices_make_the_update_of_one(more):
   done = subprocess.run(
       [sys.executable, '-c', f'MORE = {more}\n{PROGRAM}'],
       capture_output=True, text=True, env=running.environment(), timeout=300)
