@@ -22,8 +22,10 @@ def run(main, argv=None):
 def attempt(main, argv=None):
   """Calls `main(argv)`; a `UserError` becomes one line.
 
+  So does a file or folder that may not be looked at, wherever that is noticed.
+
   Returns:
-    Exit status: what `main` returns, 0 for None, and 2 after a `UserError`.
+    Exit status: what `main` returns, 0 for None, and 2 after such an error.
   """
   for stream in (sys.stdout, sys.stderr):
     if isinstance(stream, io.TextIOWrapper):
@@ -31,15 +33,25 @@ def attempt(main, argv=None):
   try:
     return main(sys.argv[1:] if argv is None else argv) or 0
   except UserError as error:
-    _drop_bar()
-    _print(f'error: {error}', sys.stderr)
-    return 2
+    return _fail(error)
+  except PermissionError as error:
+    if error.filename is None:
+      raise
+    return _fail(
+        f'{error.filename} may not be read or written by this user: check the '
+        'permissions of it and of the folders above it.')
   except KeyboardInterrupt:
     _drop_bar()
     return 130
   except BrokenPipeError:  # The reader of the output ended (`| head`).
     _discard(sys.stdout)
     return 1
+
+
+def _fail(message):
+  _drop_bar()
+  _print(f'error: {message}', sys.stderr)
+  return 2
 
 
 def say(message=''):

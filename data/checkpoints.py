@@ -63,12 +63,14 @@ def newest(path):
   """
   path = pathlib.Path(path)
   older = previous(path)
-  if not older.exists():
-    if not path.exists():
+  with files.reading(path):
+    there, spare = path.exists(), older.exists()
+  if not spare:
+    if not there:
       raise terminal.UserError(
           f'{path.parent} holds no checkpoint ({path.name}).')
     return load(path), path
-  if not path.exists():
+  if not there:
     terminal.warn(f'{path} is missing; {older} is taken in its place')
     return load(older), older
   try:
