@@ -29,11 +29,11 @@ OVERVIEW = {
     'train_return': (
         'train/return', 0, 'Return of a finished training episode, with '
         'exploration: `sim/train/return`.'),
-    'image_error': (
+    'world_image_error': (
         'image_loss', IMAGE_CONSTANT, 'Half the squared error of a '
         'reconstructed image, summed over its numbers: `agent/image_loss` '
         f'minus the constant {IMAGE_CONSTANT:,.1f} of its Gaussian.'),
-    'model_error': (
+    'world_model_error': (
         'model_loss', IMAGE_CONSTANT + LOG_NORMAL, '`agent/model_loss` minus '
         f'the constants {IMAGE_CONSTANT:,.1f} of the image and '
         f'{LOG_NORMAL:.3f} of the reward.')}
@@ -47,7 +47,7 @@ DESCRIPTIONS = {
     'model_loss': 'Loss of the world model: divergence minus log-likelihoods.',
     'image_loss': 'Minus the log-likelihood of an image, summed over its '
         f'numbers. {IMAGE_CONSTANT:,.1f} of it is constant: see '
-        '`Overview/image_error`.',
+        '`Overview/world_image_error`.',
     'reward_loss': 'Minus the log-likelihood of a reward; '
         f'{LOG_NORMAL:.3f} of it is constant.',
     'pcont_loss': 'Minus the log-likelihood of going on, times --pcont_scale.',

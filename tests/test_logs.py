@@ -208,7 +208,7 @@ class TestTensorBoard:
     tags = json.loads(tensorboard('scalars/tags')[1])
     assert set(tags[RUN]) == {
         'agent/model_loss', 'agent/bad', 'sim/test/return',
-        'Overview/model_error', 'Overview/test_return'}
+        'Overview/world_model_error', 'Overview/test_return'}
     _, data = tensorboard('scalars/scalars', run=RUN, tag='agent/model_loss')
     assert [row[1:] for row in json.loads(data)] == [[1000, 125], [2000, 250]]
     _, data = tensorboard('scalars/scalars', run=RUN, tag='agent/bad')

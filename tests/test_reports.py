@@ -90,8 +90,8 @@ def test_losses_are_shown_without_their_constants(tmp_path):
       'image_loss': constant + 7, 'model_loss': constant + 12})
   logger.close()
   found = events(tmp_path)
-  assert curve(found, 'Overview/image_error')[0][1] == pytest.approx(7, abs=0.01)
-  assert curve(found, 'Overview/model_error')[0][1] == pytest.approx(
+  assert curve(found, 'Overview/world_image_error')[0][1] == pytest.approx(7, abs=0.01)
+  assert curve(found, 'Overview/world_model_error')[0][1] == pytest.approx(
       12 - 0.5 * np.log(2 * np.pi), abs=0.01)
   assert curve(found, 'agent/image_loss')[0][1] == pytest.approx(constant + 7)
   # Groups are in the order of their names.
