@@ -421,7 +421,7 @@ def test_recover(tmp_path, capsys):
 def test_newest_only_reads(tmp_path, capsys):
   path = tmp_path / 'variables.pkl'
   older = checkpoints.previous(path)
-  with pytest.raises(terminal.UserError, match='does not exist'):
+  with pytest.raises(terminal.UserError, match='no checkpoint'):
     checkpoints.newest(path)
   checkpoints.save(path, today(1), keep=True)
   checkpoints.save(path, today(2), keep=True)
