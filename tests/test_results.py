@@ -157,3 +157,28 @@ def interval_of(row):
   mean, low, high = (
       float(row[f'final{end}']) for end in ('', '_low', '_high'))
   return f'{mean:.0f} [{low:.0f}, {high:.0f}]'
+
+
+def test_options_of_later_agents_learn_as_the_page_says():
+  text = (ROOT / 'docs' / 'learning.md').read_text()
+  section = text.split('## Options of later agents')[1].split('\n## ')[0]
+  table = re.findall(
+      r'^\| (\d+) \| ([\d, ]+) \| (\d+) \|$', section, re.M)
+  folder = RESULTS / 'pilots' / 'dmc_cartpole_balance' / 'dreamer'
+  assert {seed for seed, *_ in table} == {
+      path.name for path in folder.iterdir()}
+  flags = dict(re.findall(r'--(\w+) (\S+)', re.search(
+      r'^python3 dreamer.py (.*)$', section, re.M)[1]))
+  for seed, row, last in table:
+    config = json.loads((folder / seed / 'config.json').read_text())
+    for name, value in flags.items():
+      if name not in ('logdir', 'preset'):
+        kind = type(config[name])
+        assert config[name] == (
+            value == 'True' if kind is bool else kind(
+                float(value) if kind in (int, float) else value)), name
+    lines = (folder / seed / 'metrics.jsonl').read_text().splitlines()
+    found = [
+        x['test/return'] for x in map(json.loads, lines) if 'test/return' in x]
+    assert [f'{x:.0f}' for x in found] == row.split(', ')
+    assert f'{sum(found[-3:]) / 3:.0f}' == last
