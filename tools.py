@@ -384,10 +384,6 @@ class Optimizer:
       self._scale.assign(tf.clip_by_value(self._scale * factor, 1.0, 2.0 ** 24))
 
   @property
-  def scale(self):
-    return self._scale
-
-  @property
   def names(self):
     """Names of the variables, in the order of the gradients."""
     return list(self._variables)

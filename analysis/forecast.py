@@ -239,7 +239,7 @@ def sequences(found, count, seed):
 
 
 def measure(source, batch, fit_steps=200, seed=0):
-  """What can be known of a source on sequences of the target.
+  """Measures of a source on sequences of the target.
 
   Args:
     source: a `Source`.

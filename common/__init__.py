@@ -1,1 +1,1 @@
-"""What every part of the program uses: flags, the terminal, files, TensorFlow."""
+"""Tools of every part of the program: flags, the terminal, files, TensorFlow."""

@@ -1,4 +1,4 @@
-"""Where the program's own files are, and how any file is written whole."""
+"""The root of the program, and the one way in which files are written whole."""
 
 import contextlib
 import os

@@ -283,7 +283,7 @@ class Config:
         if value != preset.get(name, self.default(name))
         for word in _words(name, value)]
 
-  # What a flag means to the rest of the program
+  # The meaning of a flag to the rest of the program
 
   def given(self, name):
     """Whether a flag was given by name, not by default or by a preset."""

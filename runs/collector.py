@@ -7,7 +7,6 @@ import numpy as np
 from common import terminal
 from data import episodes
 from data.logdir import Logdir
-from data.logdir import Logdir
 from runs import driver
 
 
@@ -62,7 +61,7 @@ class Collector:
     self._driver.step(policy)
 
   def state(self):
-    """What a restart needs to go on at the same decision."""
+    """State that a restart needs to go on at the same decision."""
     return {
         'episodes': self._replay.episodes, 'newest': self._replay.newest,
         'steps': self._replay.steps, 'gone': self._gone,

@@ -62,7 +62,7 @@ class Driver:
         self._finish(index)
 
   def state(self):
-    """What a restart needs to go on at the same decision."""
+    """State that a restart needs to go on at the same decision."""
     return {
         'begun': list(self._begun),
         'open': [records and {

@@ -1,4 +1,4 @@
-"""What a run tells its user: on the terminal, and through its logger."""
+"""Reports of a run to its user: on the terminal, and through its logger."""
 
 import contextlib
 import os

@@ -86,7 +86,7 @@ class History:
         'progress': progress})
 
   def read_worker(self, saved):
-    """What this worker saved with the chief's checkpoint, or None.
+    """State that this worker saved with the chief's checkpoint, or None.
 
     It is not there after a kill between the two, and when a worker is new.
     """
@@ -125,7 +125,7 @@ class History:
           'continue it with these, or another --logdir to start anew.')
 
   def _checkpoint(self):
-    """What this run saved last, or None; never what another run saved."""
+    """Checkpoint that this run saved last, or None; never that of another run."""
     if self.new and self._class.takes_source:
       return None
     file = self.logdir.checkpoint
