@@ -195,3 +195,11 @@ def test_hyperparameters(run):
   assert values['steps'].number_value == 20
   assert values['script'].string_value == 'dreamer.py'
   assert values['seed'].number_value == 0
+
+
+def test_first_update_says_that_its_graph_is_built(tmp_path, capsys):
+  assert running.run(tmp_path, steps=300) == 0
+  lines = capsys.readouterr().out.splitlines()
+  began = lines.index('building the graph of the update …')
+  assert lines[began + 1].startswith('building the graph of the update took ')
+  assert sum('building the graph' in line for line in lines) == 2
