@@ -14,6 +14,7 @@ import numpy as np
 from common import layers, terminal
 from common.backend import keras, tf, tfd
 from data import checkpoints, episodes, logdir, replay, saving
+import dreamer
 import models
 from runs import driver, settings, workers
 
@@ -393,7 +394,8 @@ def squared(left, right):
 
 
 def scaled(batch):
-  return tf.cast(batch['image'], tf.float32) / 255 - 0.5
+  """Images of a batch as the networks see them."""
+  return dreamer.scale_image(batch['image'])
 
 
 def coverage(measures, name):

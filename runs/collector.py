@@ -18,8 +18,8 @@ class Collector:
   come from sequences that begin otherwise or have four numbers: those of the
   agent from `[seed, training, worker, call]`, of a batch from
   `[seed, batch, worker]`, of evaluation episodes from `[seed, 1, step]` and
-  the two that follow. Until now the seeds were those of `[seed, 2 * worker]`,
-  which evaluation used too. A run that began so goes on so.
+  the two that follow. Runs of layout 1 have seeds from `[seed, 2 * worker]`,
+  which evaluation used too, and keep them.
   """
 
   layout = 2
