@@ -370,7 +370,7 @@ def test_overflows_of_scaled_losses_are_no_errors():
     if finite:
       optimizer.apply(grads)
     optimizer.count(finite)
-    scales.append(float(optimizer.scale))
+    scales.append(float(optimizer.state()['scale']))
     assert not optimizer.stuck
   assert scales[0] == 2 ** 14 and scales[-1] == 2 ** 9
   assert optimizer.skipped == 6
