@@ -8,7 +8,8 @@ python dreamer-MMTL.py --task1 HopperBulletEnv-v0 --n_meta 2 \\
 
 The multi-task agent's encoder and decoder are taken over and frozen, so that
 all agents trained on them see alike; with --freeze_decoder False the decoder is
-taken over and then trained, as the published script does. The reward model is
+taken over and then trained, with --decoder none it learns from scratch. Before
+the first update a line says how well they draw the target. The reward model is
 a dense network on [features, r̂_1 … r̂_N], where r̂_i is the prediction of
 another task's frozen reward model for the same features. Everything else
 learns from scratch.
@@ -25,10 +26,11 @@ if __name__ == '__main__':
   # Before TensorFlow is imported: --help and bad flags are answered at once.
   flags.check(options.meta_model, __doc__)
 
+from analysis import forecast
 from common import layers, terminal
 from data import saving
 import dreamer
-from runs import loop
+from runs import devices, loop
 import transfer
 
 define_config = options.meta_model
@@ -67,7 +69,11 @@ class MetaModel(dreamer.Dreamer):
         ('frozen' if module in frozen else 'copied, then trained')
         for module, file in files.items()]
     if 'decoder' not in files:
-      lines.append('no decoder was found: it is trained')
+      found = 'taken over' if config.decoder == 'none' else 'found'
+      lines.append(f'no decoder was {found}: it is trained')
+    agent.records = {'decoder_used': (
+        'fresh' if 'decoder' not in given else
+        'frozen' if 'decoder' in frozen else 'copied')}
     agent.report = transfer.report(
         '\n'.join(lines), {
             name: 'copy' if layers.module_of(name) in given else 'reset'
@@ -76,10 +82,24 @@ class MetaModel(dreamer.Dreamer):
 
   @classmethod
   def from_checkpoint(cls, config, action_dim, checkpoint):
-    if not config.freeze_decoder:  # It may have been frozen until now.
+    if not config.freeze_decoder and 'decoder' in checkpoint['frozen']:
       frozen = [name for name in checkpoint['frozen'] if name != 'decoder']
-      checkpoint = dict(checkpoint, frozen=frozen)
+      checkpoint = dict(
+          checkpoint, frozen=frozen, records={'decoder_used': 'copied'})
     return super().from_checkpoint(config, action_dim, checkpoint)
+
+  def coverage(self, directory):
+    used = self.records.get('decoder_used', 'fresh')
+    if used == 'fresh':  # An encoder alone draws no images.
+      return None
+    found = devices.alone(
+        forecast.measure_autoencoder,
+        {name: x.numpy() for name, x in self.variables.items()},
+        self.config.cnn_act, directory)
+    warnings = [
+        f'{words} rank.py compares sources.' for words in forecast.coverage(
+            found, 'the autoencoder', frozen=used == 'frozen')]
+    return found, f'autoencoder: {forecast.line(found)}', warnings
 
 
 def read_modules(config):
@@ -97,13 +117,21 @@ def read_modules(config):
         'export.py, or name a file with --encoder.')
   files['encoder'] = encoder
   given['encoder'] = transfer.read_module(encoder, 'encoder', config)
-  decoder = transfer.find_module('decoder', config)
-  if not decoder and transfer.has_module(encoder, 'decoder'):
-    decoder = encoder
+  decoder = find_decoder(encoder, config)
   if decoder:
     files['decoder'] = decoder
     given['decoder'] = transfer.read_module(decoder, 'decoder', config)
   return files, given
+
+
+def find_decoder(encoder, config):
+  """The file to take the decoder from, or None."""
+  if config.decoder == 'none':
+    return None
+  found = transfer.find_module('decoder', config)
+  if not found and transfer.has_module(encoder, 'decoder'):
+    return encoder
+  return found
 
 
 def read_reward(file, module, config):

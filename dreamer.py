@@ -201,6 +201,8 @@ class Dreamer(saving.Saved):
   takes_source = False
   # Report of what a new agent has from others.
   report = ''
+  # Facts of a run that no flag tells, for its config.json.
+  records = {}
 
   def __init__(
       self, config, action_dim, frozen=(), sources=(), rssm_act='elu',
@@ -236,6 +238,14 @@ class Dreamer(saving.Saved):
 
   def begin(self, logdir):
     """Called once in a new run, before anything is written to its logdir."""
+
+  def coverage(self, directory):
+    """Called once before the first update of a run, with its episodes.
+
+    Returns:
+      None, or of parts that are another agent's how they fit the target:
+      `{measure: number}`, a line that says so, and warnings.
+    """
 
   def _build(self, sources):
     c = self.config

@@ -10,22 +10,8 @@ directories of module files (encoder.pkl, decoder.pkl, reward.pkl). Nothing is
 trained but for two short fits, and nothing is written but --out and --picture.
 """
 
+from analysis.measures import DECISIONS, FIT_STEPS, MEASURES, SEQUENCES
 from common import flags
-
-MEASURES = {
-    # Name: (whether more is better, what it says).
-    'image_r2': (True, 'share of the variance of the images that is drawn'),
-    'image_error': (False, 'image loss above its floor, in nats'),
-    'divergence': (False, 'KL of posterior from prior, nats a time step'),
-    'ahead_1': (False, 'error 1 decision ahead / that of the last image'),
-    'ahead_5': (False, 'the same, 5 decisions ahead'),
-    'ahead_15': (False, 'the same, 15 decisions ahead'),
-    'divergence_fit': (False, 'divergence after the fit of action weights'),
-    'ahead_1_fit': (False, 'error 1 decision ahead after that fit'),
-    'ahead_5_fit': (False, 'the same, 5 decisions ahead'),
-    'ahead_15_fit': (False, 'the same, 15 decisions ahead'),
-    'reward_r2': (True, 'share of the variance of the rewards'),
-    'reward_log_prob': (True, 'mean log-likelihood of the rewards')}
 
 
 def define_config():
@@ -41,7 +27,7 @@ def define_config():
   define('episodes', '', 'Directory of episodes of the target to measure on, '
          'for example the episodes of a log directory; without it some are '
          'played with random actions.', path=True)
-  define('decisions', 1000, 'Decisions to play or to read.', low=100)
+  define('decisions', DECISIONS, 'Decisions to play or to read.', low=100)
   define('action_repeat', 2, 'Environment steps for which a decision is '
          'repeated.', low=1)
   define('time_limit', 1000, 'Environment steps after which an episode is '
@@ -50,9 +36,9 @@ def define_config():
          'own rules.')
   define('render', 'default', 'Rendering of DeepMind Control, default or '
          'fast.', ['default', 'fast'])
-  define('sequences', 48, 'Sequences to measure on; two thirds of them serve '
-         'the fits, the others the measures.', low=6)
-  define('fit_steps', 200, 'Updates of each fit.', low=0)
+  define('sequences', SEQUENCES, 'Sequences to measure on; two thirds of them '
+         'serve the fits, the others the measures.', low=6)
+  define('fit_steps', FIT_STEPS, 'Updates of each fit.', low=0)
   define('by', 'image_r2', 'Measure to rank by.', list(MEASURES))
   define('out', '', 'JSON file for all measures.', path=True)
   define('picture', '', 'PNG or PDF file for the images that each source '
@@ -101,7 +87,8 @@ def main(argv):
   order = ranked(results, config.by)
   terminal.say(table(order, results, config.by))
   for name in order:
-    for line in forecast.coverage(results[name], name):
+    for line in forecast.coverage(
+        results[name], f'the autoencoder of {name}'):
       terminal.say(line)
   if config.out:
     files.write_text(config.out, json.dumps(dict(

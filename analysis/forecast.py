@@ -11,6 +11,7 @@ import tempfile
 
 import numpy as np
 
+from analysis.measures import DECISIONS, FIT_STEPS, MEASURES, SEQUENCES
 from common import layers, terminal
 from common.backend import keras, tf, tfd
 from data import checkpoints, episodes, logdir, replay, saving
@@ -239,7 +240,7 @@ def sequences(found, count, seed):
 ### Measures ###
 
 
-def measure(source, batch, fit_steps=200, seed=0):
+def measure(source, batch, fit_steps=FIT_STEPS, seed=0):
   """Measures of a source on sequences of the target.
 
   Args:
@@ -268,7 +269,6 @@ def measure(source, batch, fit_steps=200, seed=0):
     and the arrays `truth` and `drawn` [B, T, 64, 64, 3] of the images measured
     on, in 0 to 1.
   """
-  tf.random.set_seed(seed)
   split = max(1, 2 * len(batch['reward']) // 3)
   fitted, held = (
       {key: tf.convert_to_tensor(value[part]) for key, value in batch.items()}
@@ -278,6 +278,7 @@ def measure(source, batch, fit_steps=200, seed=0):
     bridge = fit_bridge(source, fitted, fit_steps, seed)
     feat = bridge(source.encode({'image': scaled(held)}))
   else:
+    tf.random.set_seed(seed)
     feat, found = dynamics_measures(source, held)
     result.update(found)
     fit_actions(source, fitted, fit_steps)
@@ -294,6 +295,30 @@ def measure(source, batch, fit_steps=200, seed=0):
   return result, {
       'truth': image.numpy() + 0.5,
       'drawn': np.clip(drawn.numpy() + 0.5, 0, 1)}
+
+
+def measure_autoencoder(variables, cnn_act, directory):
+  """`image_error` and `image_r2` of an encoder and a decoder.
+
+  They are those that rank.py has of the module files and these episodes. No
+  random numbers of TensorFlow are drawn.
+
+  Args:
+    variables: `{name: variable or array}`, of all modules or of these two.
+    cnn_act: activation of their convolutions.
+    directory: directory of episodes of the target.
+
+  Raises:
+    UserError: There are no episodes, or one is damaged.
+  """
+  batch = sequences(recorded(directory, DECISIONS), SEQUENCES, seed=0)
+  arrays = {
+      module: layers.of_module(module, variables)
+      for module in ('encoder', 'decoder')}
+  source = build(
+      {'arrays': arrays, 'config': {'cnn_act': cnn_act}},
+      batch['action'].shape[-1])
+  return measure(source, batch)[0]
 
 
 def dynamics_measures(source, batch):
@@ -349,16 +374,17 @@ def fit_actions(source, batch, steps, rate=1e-2):
     update()
 
 
-def fit_bridge(source, batch, steps, seed, rate=3e-3):
+def fit_bridge(source, batch, steps, seed, rate=3e-3, size=32):
   """A linear layer from embeddings to features that the decoder draws from.
 
   Stands in for dynamics where there are none: a frozen autoencoder whose
-  dynamics are learned anew can be as good as that.
+  dynamics are learned anew can be as good as that. An update sees `size`
+  images from anywhere: those of a sequence look alike.
   """
   bridge = keras.layers.Dense(
       source.decode.variables['decoder/h1/kernel'].shape[0],
       kernel_initializer=keras.initializers.GlorotUniform(seed))
-  image = scaled(batch)
+  image = tf.reshape(scaled(batch), [-1, 64, 64, 3])
   embed = source.encode({'image': image})
   bridge.build(embed.shape)
   adam = keras.optimizers.Adam(rate)
@@ -372,8 +398,7 @@ def fit_bridge(source, batch, steps, seed, rate=3e-3):
     adam.apply_gradients(zip(
         tape.gradient(loss, bridge.weights), bridge.weights))
 
-  rows = np.random.default_rng(seed).integers(
-      len(embed), size=[steps, min(4, len(embed))])
+  rows = np.random.default_rng(seed).integers(len(embed), size=[steps, size])
   for row in rows:
     update(tf.gather(embed, row), tf.gather(image, row))
   return bridge
@@ -398,11 +423,25 @@ def scaled(batch):
   return dreamer.scale_image(batch['image'])
 
 
-def coverage(measures, name):
-  """Lines that say whether an autoencoder draws the target."""
+def line(measures):
+  """Measures and their meanings, as in the table of rank.py, in one line."""
+  return '; '.join(
+      f'{name} {value:.3g}, {MEASURES[name][1]}'
+      for name, value in measures.items())
+
+
+def coverage(measures, name, frozen=True):
+  """Lines that say whether an autoencoder draws the target.
+
+  `name` is what they call it; `frozen` says that its decoder, too, is not
+  trained.
+  """
   share = measures['image_r2']
   if share >= COVERED:
     return []
+  hides = (
+      'frozen, it hides' if frozen else
+      'its decoder is trained, but its frozen encoder may hide')
   return [
       f'{name} draws {max(share, 0):.0%} of the variance of the target\'s '
-      'images: frozen, its autoencoder hides the rest from the agent.']
+      f'images: {hides} the rest from the agent.']

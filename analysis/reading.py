@@ -17,7 +17,10 @@ from common import terminal
 from data.logdir import Logdir, METRICS
 
 # Records of a run that stand beside its flags.
-_RECORDS = 'script', 'run', 'python', 'tensorflow', 'precision_used'
+_RECORDS = (
+    'script', 'run', 'python', 'tensorflow', 'precision_used', 'decoder_used')
+# How the names of meta-model runs tell what became of the decoder.
+_DECODERS = {'fresh': ' encoder only', 'copied': ' decoder copied'}
 # Flags that name files of other agents.
 SOURCES = re.compile(r'source|encoder|decoder|meta\d')
 _OMEGA = re.compile(r' ?(?:ω|omega)[=_ ]?(\d*\.?\d+)')
@@ -118,14 +121,19 @@ def _kind(config):
   """The name of what a script ran, or None.
 
   dreamer, multi-task, scratch (dreamer-FTL.py without transfer), 'FTL ω=0.2',
-  'MMTL N=2' (N source reward models on the frozen autoencoder).
+  'MMTL N=2' (N source reward models on the frozen autoencoder), the same with
+  'encoder only' or 'decoder copied' behind if the decoder is trained.
   """
   script = pathlib.Path(_clean(config.get('script', ''))).stem
   if script == 'dreamer-FTL':
     factor = _number(config.get('transfer_factor'))
     return f'FTL ω={factor:g}' if config.get('transfer') else 'scratch'
   if script == 'dreamer-MMTL':
-    return f'MMTL N={_clean(config.get("n_meta", 0))}'
+    kind = f'MMTL N={_clean(config.get("n_meta", 0))}'
+    # Older runs do not say whether they found a decoder.
+    thawed = config.get('freeze_decoder') is False
+    used = config.get('decoder_used', 'copied' if thawed else 'frozen')
+    return kind + _DECODERS.get(used, '')
   return script.removeprefix('dreamer-') or None
 
 
@@ -280,6 +288,8 @@ def tells_apart(flag, curve):
   """Whether runs that differ in a flag are runs of two methods."""
   if curve.kind == 'scratch' and flag in (
       'source', 'reset', 'scale', 'copy'):  # Unused.
+    return False
+  if curve.kind.endswith(_DECODERS['fresh']) and flag == 'decoder':
     return False
   flags = _flags(_clean(curve.config.get('script', ''))) or _flags('dreamer.py')
   return flags.method(flag) if flag in flags else flag not in _RECORDS

@@ -247,11 +247,12 @@ def meta_model():
   define('encoder', '', 'Module file, checkpoint or log directory with the '
          'encoder. Without it, encoder.pkl in the log directory or its parent.',
          path=True)
-  define('decoder', '', 'The same for the decoder. Without it, a decoder in '
-         "the encoder's file, if any; else the decoder is trained.", path=True)
+  define('decoder', '', 'The same for the decoder. Without it, decoder.pkl, '
+         "or a decoder in the encoder's file, if any; else the decoder is "
+         'trained. With none, the decoder is trained from scratch.', path=True)
+  # The names of methods in plots tell these: MMTL N=2, MMTL N=2 decoder copied.
   define('freeze_decoder', True, 'Keep a decoder that is taken over as it is; '
-         'False trains it, as the published script does.')
-  # The names of methods in plots tell it: MMTL N=2.
+         'False trains it, as the published script does.', method=False)
   define('n_meta', 0, 'Number N of source reward models.', low=0,
          high=NUMBERED, method=False)
   _numbered(

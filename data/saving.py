@@ -29,6 +29,7 @@ class Saved:
         'config': self.config.plain(),
         'action_dim': self.action_dim,
         'frozen': list(self._frozen),
+        'records': dict(self.records),
         'rssm_act': self.rssm_act,
         'precision': self.precision,
         'step': self.step,
@@ -41,6 +42,7 @@ class Saved:
   def restore(self, checkpoint):
     """Takes over everything that a checkpoint of this agent holds."""
     self.assign(checkpoint['variables'])
+    self.records = dict(checkpoint.get('records', {}))
     self.step = int(checkpoint.get('step', 0))
     self.updates = int(checkpoint.get('updates', 0))
     self.random.restore(checkpoint.get('calls', (0, 0)))

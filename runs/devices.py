@@ -1,5 +1,6 @@
 """The devices and machines that learn together, and how they keep in step."""
 
+import concurrent.futures
 import contextlib
 import json
 import os
@@ -140,6 +141,16 @@ def on_replicas(strategy, function, *args):
   grads, metrics = strategy.run(stacked, args)
   metrics = strategy.reduce('MEAN', metrics, axis=None)
   return grads, dict(zip(names, tf.unstack(metrics)))
+
+
+def alone(function, *args):
+  """Calls a function as if this were the only device and the only worker.
+
+  Strategies hold for a thread: in one of its own, variables are neither copied
+  to other devices nor waited for by other workers.
+  """
+  with concurrent.futures.ThreadPoolExecutor(1) as pool:
+    return pool.submit(function, *args).result()
 
 
 def replicas(share, gpus):

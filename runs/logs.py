@@ -71,6 +71,10 @@ DESCRIPTIONS = {
        f'evaluation episodes, where the reward is in the {place} third of its '
        'range.' for level, place in (
            ('low', 'lowest'), ('middle', 'middle'), ('high', 'highest'))},
+    'image_r2': "Share of the variance of the target's images that the "
+        'autoencoder of the source draws, before the first update.',
+    'image_error': 'Half the squared error of these images, summed over their '
+        'numbers.',
     'value_loss': 'Minus the weighted log-likelihood of imagined returns.',
     'actor_loss': 'Minus the weighted mean of imagined λ-returns.',
     'prior_ent': 'Entropy of the state that is predicted without the image.',

@@ -203,6 +203,8 @@ class Run:
     if self._stop:
       return
     first = self._clocks.train.last is None
+    if first:
+      self._report_coverage()
     periods = self._clocks.train(self.step)
     c = self._config
     self._updates_due.value += c.pretrain if first else periods * c.train_steps
@@ -238,6 +240,18 @@ class Run:
           f'{self._history.logdir.checkpoint} is from before.')
 
   # Reports
+
+  def _report_coverage(self):
+    """Before the first update: how frozen parts fit what was collected."""
+    if not self._team.chief:
+      return
+    try:
+      found = self._agent.coverage(self._history.logdir.episodes)
+    except terminal.UserError as error:
+      terminal.warn(f'how well frozen parts fit is not known: {error}')
+      return
+    if found:
+      self._reports.coverage(self.step, *found)
 
   def _log_when_due(self):
     if not self._clocks.log(self.step):

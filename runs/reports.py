@@ -143,6 +143,13 @@ class Reports:
       values['fps'] = (step - first) / (self._measured[0] - began)
     self._logger.scalars(step, values, 'agent')
 
+  def coverage(self, step, measures, line, warnings):
+    """How parts of other agents fit the target, before the first update."""
+    terminal.say(line)
+    for warning in warnings:
+      terminal.warn(warning)
+    self._logger.scalars(step, measures, 'transfer')
+
   def farewell(self, step, stopped):
     """The last lines: how to go on."""
     if self._quiet:

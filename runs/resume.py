@@ -71,6 +71,7 @@ class History:
         script=self._class.script, run=self._id,
         python=platform.python_version(), tensorflow=tf.__version__,
         precision_used=agent.precision,  # What --precision auto came to.
+        **agent.records,
         **self._config.plain()))
 
   def save(self, agent, progress):
