@@ -288,8 +288,8 @@ def measure(source, batch, fit_steps=FIT_STEPS, seed=0):
   error = squared(drawn, image)
   spread = squared(image, tf.reduce_mean(image, [0, 1], keepdims=True))
   result.update(
-      image_error=float(tf.reduce_mean(error)) / 2,
-      image_r2=1 - float(tf.reduce_sum(error) / tf.reduce_sum(spread)))
+      image_r2=1 - float(tf.reduce_sum(error) / tf.reduce_sum(spread)),
+      image_error=float(tf.reduce_mean(error)) / 2)
   if source.reward is not None:
     result.update(reward_measures(source.reward(feat), held['reward']))
   return result, {

@@ -133,7 +133,7 @@ def _kind(config):
     # Older runs do not say whether they found a decoder.
     thawed = config.get('freeze_decoder') is False
     used = config.get('decoder_used', 'copied' if thawed else 'frozen')
-    return kind + _DECODERS.get(used, '')
+    return kind + _DECODERS.get(_clean(used), '')
   return script.removeprefix('dreamer-') or None
 
 
