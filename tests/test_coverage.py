@@ -37,15 +37,30 @@ def source(tmp_path_factory):
   return folder
 
 
-def run(logdir, source, **values):
-  """Runs dreamer-MMTL.py in this process; returns the exit status."""
-  words = running.flags(
+def words(logdir, source, **values):
+  return running.flags(
       logdir, **{
           'task': '', 'task1': 'hooks:uneven', 'threads': 1, 'steps': 220,
           'eval_every': 400, 'encoder': source / 'variables.pkl', **values})
+
+
+def run(logdir, source, **values):
+  """Runs dreamer-MMTL.py in this process; returns the exit status."""
   with pytest.raises(SystemExit) as end:
-    terminal.run(mmtl.main, words)
+    terminal.run(mmtl.main, words(logdir, source, **values))
   return end.value.code
+
+
+def run_to_first_update(logdir, source, **values):
+  """The same, ended like kill -9 before the first update: none is built."""
+  class Killed(BaseException):
+    pass
+
+  def kill():
+    raise Killed
+
+  with running.at_call(loop.Run, '_train', 1, kill), pytest.raises(Killed):
+    terminal.run(mmtl.main, words(logdir, source, **values))
 
 
 def measured(logdir):
@@ -99,10 +114,10 @@ def test_run_measures_once_as_rank_does(source, tmp_path, capsys):
 
 def test_what_is_learned_does_not_depend_on_the_measure(
     source, tmp_path, monkeypatch):
-  assert run(tmp_path / 'with', source, steps=300) == 0
+  assert run(tmp_path / 'with', source, steps=310) == 0
   monkeypatch.setattr(
       mmtl.MetaModel, 'coverage', lambda agent, directory: None)
-  assert run(tmp_path / 'without', source, steps=300) == 0
+  assert run(tmp_path / 'without', source, steps=310) == 0
   one, two = (
       checkpoints.load(tmp_path / name / 'variables.pkl')
       for name in ('with', 'without'))
@@ -122,7 +137,7 @@ def test_a_run_stopped_in_prefill_says_it_when_it_goes_on(
   # In the first evaluation, after which it is measured.
   with running.signal_at(loop.Run, '_evaluate', 1):
     assert run(tmp_path, source, freeze_decoder=False) == 143
-  assert run(tmp_path, source, freeze_decoder=False) == 0
+  run_to_first_update(tmp_path, source, freeze_decoder=False)
   out, err = capsys.readouterr()
   assert out.count(LINE) == 1
   assert 'decoder is trained, but its frozen encoder may hide' in err
@@ -134,8 +149,7 @@ def test_an_encoder_alone_draws_nothing(source, tmp_path, capsys, flags):
   encoder = source / 'modules' / 'encoder.pkl'
   if flags:
     encoder = source / 'variables.pkl'
-  with running.signal_at(loop.Run, '_train', 1):
-    assert run(tmp_path / 'run', source, encoder=encoder, **flags) == 143
+  run_to_first_update(tmp_path / 'run', source, encoder=encoder, **flags)
   out, err = capsys.readouterr()
   assert LINE not in out and not warnings(err) and not measured(tmp_path / 'run')
   assert 'no decoder was ' + (
@@ -147,7 +161,7 @@ def test_a_measure_that_fails_does_not_end_the_run(source, tmp_path, capsys):
     episodes.paths(tmp_path / 'episodes')[-1].write_bytes(b'not an episode')
 
   with running.at_call(loop.Run, '_report_coverage', 1, damage):
-    assert run(tmp_path, source) == 0
+    run_to_first_update(tmp_path, source)
   assert 'how well frozen parts fit is not known: ' in capsys.readouterr().err
   assert not measured(tmp_path)
 
