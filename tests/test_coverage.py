@@ -173,7 +173,8 @@ def test_the_rule_is_one_number():
       dict(measures, image_r2=forecast.COVERED - 0.01), 'x')
   assert line.startswith('x draws 49% of the variance')
   page = (running.ROOT / 'docs' / 'forecast.md').read_text()
-  assert f'below {forecast.COVERED:g} ' in page
+  assert f'image_r2 below {forecast.COVERED:g} ' in page
+  assert f'{forecast.COVERED:g} of image_r2' in page
 
 
 PROGRAM = '''

@@ -274,6 +274,34 @@ def test_merged_flags_are_named(tmp_path, capsys):
     reading.load([tmp_path], merge=['sauce'])
 
 
+def meta_model(folder, seed=0, **flags):
+  return write_run(folder, [1, 2], config=dict(
+      task1='Hop', seed=seed, n_meta=2, script='dreamer-MMTL.py', **flags))
+
+
+def test_forms_of_meta_model_transfer_have_names(tmp_path, capsys):
+  """A decoder that was looked for beside the run is in no flag."""
+  for seed in range(2):
+    meta_model(tmp_path / f'a{seed}', seed, decoder_used='fresh')
+    meta_model(tmp_path / f'b{seed}', seed, decoder_used='frozen')
+    meta_model(
+        tmp_path / f'c{seed}', seed, decoder_used='copied',
+        freeze_decoder=False)
+  # The first by another flag, and runs from before it was written down.
+  meta_model(tmp_path / 'a2', 2, decoder_used='fresh', decoder='none')
+  meta_model(tmp_path / 'b2', 2)
+  meta_model(tmp_path / 'c2', 2, freeze_decoder=False)
+  curves = reading.load([tmp_path])
+  assert not capsys.readouterr().err
+  names = {
+      'a': 'MMTL N=2 encoder only', 'b': 'MMTL N=2',
+      'c': 'MMTL N=2 decoder copied'}
+  assert len(curves) == 9
+  for curve in curves:
+    expected = names[curve.path.name[0]]
+    assert (curve.method, curve.label) == (expected, expected)
+
+
 def test_all_eight_tasks_name_a_run(tmp_path):
   tasks = {f'task{index}': f'T{index}' for index in range(1, 9)}
   for name, last in (('a', 'T8'), ('b', 'other')):

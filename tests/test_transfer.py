@@ -4,6 +4,7 @@ import contextlib
 import functools
 import pickle
 import re
+import shlex
 
 import gymnasium as gym
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 
 from common import terminal
 from common.backend import tf
+from data import logdir as logdirs
 import dreamer
 import models
 from runs import devices, loop
@@ -516,6 +518,41 @@ def test_only_an_encoder(stored):
   assert agent.frozen('encoder/h1/kernel')
 
 
+FORMS = {'encoder-only': 'fresh', 'frozen-autoencoder': 'frozen',
+         'decoder-copied': 'copied'}
+
+
+@pytest.mark.parametrize('name, used', FORMS.items())
+def test_forms_run_as_the_page_says(stored, name, used, capsys):
+  page = (running.ROOT / 'docs' / 'transfer.md').read_text()
+  command, = re.findall(
+      rf"^python dreamer-MMTL.py (.*'./logdir/{name}/')$", page, re.M)
+  # The modules that lie there are not needed, nor looked at.
+  for module in ('encoder', 'decoder'):
+    (stored / 'logdir' / f'{module}.pkl').unlink()
+  source_agent().save(stored / 'logdir' / 'variables.pkl')
+  sizes = [word for key, value in SIZES.items() for word in (
+      f'--{key}', str(value))]
+  with pytest.raises(SystemExit) as end:
+    terminal.run(mmtl.main, [
+        *shlex.split(command), *sizes, '--preset', 'debug', '--steps', '0',
+        '--log_images', 'False'])
+  assert end.value.code == 0
+  logdir = stored / 'logdir' / name
+  assert logdirs.Logdir(logdir).read_config()['decoder_used'] == used
+  saved = dreamer.load_agent(logdir)
+  assert saved.records == {'decoder_used': used}
+  assert saved.frozen('encoder/h1/kernel')
+  assert saved.frozen('decoder/h1/kernel') == (used == 'frozen')
+  key = 'decoder/h1/kernel'
+  assert same(arrays(saved)[key], arrays(source_agent())[key]) == (
+      used != 'fresh')
+  config = saved.config
+  assert same(
+      arrays(saved)[key], arrays(dreamer.Dreamer(config, 3))[key]) == (
+          used == 'fresh')
+
+
 def test_decoder_that_is_copied_and_trained(stored, eager):
   agent = meta(freeze_decoder=False)
   decoder = stored / 'logdir' / 'decoder.pkl'
@@ -538,6 +575,8 @@ def test_decoder_that_was_frozen_until_now(stored, eager):
       'reward/source1', 'reward/source2', 'encoder', 'decoder']
   agent.config.freeze_decoder = False
   thawed = mmtl.Agent.from_checkpoint(agent.config, 3, state)
+  assert agent.records == {'decoder_used': 'frozen'}
+  assert thawed.records == {'decoder_used': 'copied'}
   thawed.train(batch(3))
   for name, value in arrays(thawed).items():
     assert same(value, state['variables'][name]) == name.startswith(
