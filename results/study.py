@@ -2,6 +2,7 @@
 
 python3 -m results.study --logdir ./logdir/study --jobs 2   runs what is missing
 python3 -m results.study --do list                a command a line
+python3 -m results.study --do keep                keeps what is complete
 python3 -m results.study --do draw                figures of what --out holds
 python3 -m results.study --do try                 twenty minutes of transfer
 
@@ -69,7 +70,7 @@ def define_config():
   config = flags.Config()
   define = config.define
   define('do', 'run', 'What to do; see above.',
-         ['run', 'list', 'draw', 'try'])
+         ['run', 'list', 'keep', 'draw', 'try'])
   define('logdir', pathlib.Path('./logdir/study'), 'Where runs are, as '
          'TASK/METHOD/SEED.')
   define('out', pathlib.Path('./results'), 'Where results are kept.')
@@ -90,11 +91,23 @@ def main(argv):
   chosen = select(runs, config.only)
   if config.do == 'run':
     return work(chosen, config, runs)
+  if config.do == 'keep':
+    with Logdir(config.logdir).lock():
+      done = keep(chosen)
+      keeping.write_table(runs, config.out)
+    terminal.say(f'{len(done)} of {len(chosen)} runs are complete.')
+    return None
   for run in chosen:
-    state = (
-        'complete' if keeping.kept(run)
-        else f'at step {keeping.reached(run):,}')
-    terminal.say(f'{run.command}  # {state}')
+    terminal.say(f'{run.command}  # {state(run)}')
+
+
+def state(run):
+  """How far a run is, and what it reads that is not kept yet."""
+  if keeping.kept(run):
+    return 'complete'
+  missing = [other.name for other in run.after if not keeping.kept(other)]
+  return f'at step {keeping.reached(run):,}' + (
+      f', after {" and ".join(missing)}' * bool(missing))
 
 
 # The commands
@@ -224,16 +237,7 @@ def work(runs, config, study=()):
   A signal ends the study, and is passed on to its runs so that they save. The
   table of results has a line for each run of `study`.
   """
-  done = set()
-
-  def finish(run):
-    if not keeping.kept(run):
-      keeping.keep(run)
-    done.add(run)
-
-  for run in runs:
-    if keeping.kept(run) or keeping.complete(run):
-      finish(run)
+  done = keep(runs)
   waiting = [run for run in runs if run not in done]
   terminal.say(f'{len(done)} of {len(runs)} runs are complete.')
   going, failed, came, status = {}, [], [], 0
@@ -260,7 +264,7 @@ def work(runs, config, study=()):
           del going[run]
           if keeping.complete(run):
             word = 'done'
-            finish(run)
+            done |= keep([run])
           else:
             word = 'stopped' if status else 'failed'
           remain = len(runs) - len(done)
@@ -283,6 +287,18 @@ def work(runs, config, study=()):
     terminal.say(f'failed: {", ".join(failed)}' + (
         f'; {len(waiting)} runs need what failed' * bool(waiting)))
   return status or int(bool(failed))
+
+
+def keep(runs):
+  """Keeps the runs that are complete; returns all that are."""
+  done = set()
+  for run in runs:
+    if not keeping.kept(run):
+      if not keeping.complete(run):
+        continue
+      keeping.keep(run)
+    done.add(run)
+  return done
 
 
 class Progress:

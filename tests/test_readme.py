@@ -174,7 +174,10 @@ def test_modules_have_the_flags_that_commands_name():
 
 
 def test_scripts_for_several_gpus(tmp_path):
-  """The loop and both Slurm scripts, with programs that print their words."""
+  """The loop and Slurm scripts, with programs that print their words.
+
+  test_study.py runs the rounds of the study.
+  """
   (tmp_path / '.venv/bin').mkdir(parents=True)
   (tmp_path / '.venv/bin/activate').write_text('')
   (tmp_path / 'bin').mkdir()
@@ -197,7 +200,7 @@ def test_scripts_for_several_gpus(tmp_path):
       result.append((gpus, cluster, script, parse(script, words)))
     return result
 
-  loop, array, study, machines = blocks(page('machines'), 'bash')
+  loop, array, _, study, machines = blocks(page('machines'), 'bash')
   started = run(loop)
   assert sorted(gpus for gpus, *_ in started) == list('0123')
   assert len({str(config.logdir) for *_, config in started}) == 4

@@ -33,6 +33,7 @@ from common import options
 from data import checkpoints
 flags = {k[2:]: v for k, v in zip(sys.argv[1::2], sys.argv[2::2])}
 logdir = pathlib.Path(flags['logdir'])
+logdir.mkdir(parents=True, exist_ok=True)
 name = pathlib.Path(sys.argv[0]).name
 if 'source' in flags or 'encoder' in flags:
   source = flags.get('source') or flags['encoder']
@@ -159,7 +160,19 @@ def test_list_has_a_command_a_line(tmp_path, two_seeds, capsys):
   for line, run in zip(lines, runs):
     words = ['python3', run.script, *run.words]
     assert shlex.split(line, comments=True) == words
-  assert lines[0].endswith('# at step 200') and lines[1].endswith('# at step 0')
+  source = runs[0].name
+  assert lines[0].endswith('# at step 200')
+  assert lines[1].endswith(f'# at step 0, after {source}')
+  waiting, = (
+      line for line, run in zip(lines, runs)
+      if run.name == f'{HOPPER}/meta-model/0')
+  assert waiting.endswith(
+      f'# at step 0, after {source} and {PENDULUM}/frozen-autoencoder/100 and '
+      f'{WALKER}/frozen-autoencoder/100')
+  scratch, = (
+      line for line, run in zip(lines, runs)
+      if run.name == f'{HOPPER}/scratch/0')
+  assert scratch.endswith('# at step 0')
 
 
 # What is complete
@@ -256,19 +269,14 @@ def test_damaged_files_are_not_complete(run):
 # Running
 
 
-class Driver:
-  """`study.py` in a process of its own, with scripts that only count."""
-
-  def __init__(self, folder, pause=0.0, failing=None, jobs=2):
-    scripts = folder / 'scripts'
-    scripts.mkdir(exist_ok=True)
-    code = FAKE.replace('PAUSE', str(pause)).replace(
-        'FAILING', repr(failing))
-    for name in options.SCRIPTS:
-      (scripts / name).write_text(code)
-    self.logdir = folder / 'logdir'
-    self.popen = subprocess.Popen(
-        [sys.executable, '-c', f'''
+def program(folder, pause=0.0, failing=None):
+  """Code of `study.py` with few steps, and with scripts that only count."""
+  scripts = folder / 'scripts'
+  scripts.mkdir(exist_ok=True)
+  code = FAKE.replace('PAUSE', str(pause)).replace('FAILING', repr(failing))
+  for name in options.SCRIPTS:
+    (scripts / name).write_text(code)
+  return f'''
 import pathlib, signal
 from common import files, terminal
 from results import study
@@ -280,7 +288,17 @@ study.SEEDS = {{0: 100, 1: 101}}
 study.SINGLE_STEPS = study.SOURCE_STEPS = 20
 study.STEPS = dict.fromkeys(study.STEPS, 20)
 terminal.run(study.main)
-''', '--logdir', str(self.logdir), '--jobs', str(jobs), '--out',
+'''
+
+
+class Driver:
+  """`study.py` in a process of its own, with scripts that only count."""
+
+  def __init__(self, folder, pause=0.0, failing=None, jobs=2):
+    self.logdir = folder / 'logdir'
+    self.popen = subprocess.Popen(
+        [sys.executable, '-c', program(folder, pause, failing),
+         '--logdir', str(self.logdir), '--jobs', str(jobs), '--out',
          str(folder / 'out')], cwd=ROOT, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
@@ -347,6 +365,58 @@ def test_stopped_study_saves_its_runs_and_continues(
   assert (code, output) == (
       0, f'{len(runs)} of {len(runs)} runs are complete.\n')
   assert running.content(tmp_path / 'logdir') == before
+
+
+def test_job_arrays_of_the_page_run_sources_first(tmp_path, runs):
+  """The scripts as they stand in docs/, with an `sbatch` that runs jobs."""
+  page = (ROOT / 'docs' / 'machines.md').read_text()
+  rounds, job = (
+      code for code in re.findall(r'^```bash\n(.*?)^```', page, re.M | re.S)
+      if 'jobs.txt' in code)
+  (tmp_path / 'study.sh').write_text(job)
+  (tmp_path / '.venv' / 'bin').mkdir(parents=True)
+  (tmp_path / '.venv' / 'bin' / 'activate').write_text('')
+  code = program(tmp_path).replace('1: 101', '')
+  (tmp_path / 'driver.py').write_text(code)
+  programs = {
+      # Words before the script: -m results.study.
+      'python3': f'''
+case $1 in
+  -m) shift 2; exec {sys.executable} {tmp_path}/driver.py "$@";;
+  *) echo "$@" >> ran.txt
+    script=$1; shift; exec {sys.executable} {tmp_path}/scripts/$script "$@";;
+esac''',
+      'sbatch': '''
+echo sbatch >> ran.txt
+for index in $(seq ${2#--array=1-}); do
+  SLURM_ARRAY_TASK_ID=$((${2#--array=1-} + 1 - index)) bash $3 || exit 1
+done'''}
+  (tmp_path / 'bin').mkdir()
+  for name, text in programs.items():
+    (tmp_path / 'bin' / name).write_text(f'#!/bin/bash{text}\n')
+    (tmp_path / 'bin' / name).chmod(0o755)
+
+  def submit():
+    return subprocess.run(
+        ['bash', '-u', '-c', rounds], cwd=tmp_path, text=True,
+        capture_output=True, check=True, env=running.environment({
+            'PATH': f'{tmp_path}/bin:/usr/bin:/bin'}))
+
+  done = submit()
+  assert not done.stderr, done.stderr
+  pattern, = re.findall("^only='(.*)'$", rounds, re.M)
+  wanted = [
+      run for run in study.select(runs, pattern) if run.name[-1] == '0']
+  assert done.stdout.endswith(
+      f'{len(wanted)} of {len(wanted)} runs are complete.\n')
+  *_, last = ran = (tmp_path / 'ran.txt').read_text().split('sbatch\n')
+  assert len(ran) == 4 and last.count('--meta2') == len(study.TARGETS)
+  words = [line.split() for part in ran for line in part.splitlines()]
+  logdirs = [line[line.index('--logdir') + 1] for line in words]
+  assert sorted(logdirs) == sorted(f'logdir/study/{x.name}' for x in wanted)
+  # All is kept: nothing is submitted any more.
+  submit()
+  assert (tmp_path / 'ran.txt').read_text() == 'sbatch\n'.join(ran)
 
 
 def test_other_runs_go_on_when_one_fails(tmp_path, runs):
