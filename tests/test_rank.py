@@ -12,6 +12,7 @@ from common import terminal
 from common.backend import tf
 from data import checkpoints, episodes, replay
 import rank
+from runs import logs
 import tools
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -70,6 +71,27 @@ def test_measures_are_repeatable(batch):
   first, _ = forecast.measure(source(), batch, fit_steps=2)
   again, _ = forecast.measure(source(), batch, fit_steps=2)
   assert first == again
+
+
+def test_error_of_a_fixed_autoencoder_is_that_of_the_stored_run():
+  """Before a run, near what it has after 25,000 steps of training."""
+  class Config:
+    task, decisions, seed = 'InvertedPendulumBulletEnv-v0', 500, 0
+    termination, time_limit, action_repeat = True, 1000, 2
+    def __contains__(self, name):
+      return hasattr(self, name)
+  found = forecast.sequences(forecast.played(Config()), 48, 0)
+  source = forecast.build(forecast.read(TRAINED), 1)
+  alone = forecast.Source('', source.encode, source.decode)
+  measures, _ = forecast.measure(alone, found)
+  path = (
+      ROOT / 'results' / 'runs' / Config.task / 'meta-model' / '10' /
+      'metrics.jsonl')
+  rows = [json.loads(line) for line in path.read_text().splitlines()]
+  losses = [row['image_loss'] for row in rows if 'image_loss' in row]
+  stored = np.mean(losses[-20:]) - logs.IMAGE_CONSTANT
+  assert measures['image_error'] == pytest.approx(stored, rel=0.2)
+  assert forecast.coverage(measures, 'x')
 
 
 def test_fit_lowers_divergence_by_the_rows_of_actions_alone(batch):
