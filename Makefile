@@ -18,7 +18,7 @@ BALANCE := --task InvertedPendulumBulletEnv-v0 --termination True --steps 1e5 \
 STAND := --task dmc_walker_stand --render fast --steps 2e5 \
   --eval_every 5000 --eval_episodes 2
 
-.PHONY: help train test slow chaos soak bench study try-transfer pybullet clean
+.PHONY: help train test slow chaos soak bench study learn try-transfer pybullet clean
 
 help:  ## Lists the targets.
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | column -t -s $$'\t'
@@ -44,6 +44,9 @@ bench: $(READY)  ## Measures speed: a table, bench.json and growth.png.
 
 study: $(READY)  ## Runs what is missing of the study in results/; may be stopped.
 	$(RUN) -m results.study $(ARGS)
+
+learn: $(READY)  ## Runs what is missing of the table of what a core learns.
+	$(RUN) -m results.learn $(ARGS)
 
 try-transfer: $(READY)  ## Transfer from the stored source beside scratch, two curves.
 	$(RUN) -m results.study --do try $(ARGS)

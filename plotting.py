@@ -45,7 +45,9 @@ def define_config():
          '(interquartile mean with stratified bootstrap 95 % intervals) or '
          'none (single curves).')
   define('baselines', None, 'Published scores of Dreamer, PlaNet, SLAC, D4PG '
-         'and A3C: all, or those that patterns find, such as dreamer_5e6.',
+         'and A3C as levels: all, or those that patterns find, such as '
+         'dreamer_5e6; curve is Dreamer over environment steps, mean and range '
+         'of its seeds in bins of 100,000.',
          type=str, nargs='*', regex=True, metavar='REGEX')
   define('transfer_report', False, 'Compare transfer with the scratch runs of '
          'the same task and flags.', nargs='?')
@@ -271,7 +273,9 @@ def styles(tasks, args):
     looks[method] = dict(
         color=drawing.named(args.colors, method, args) or palette[place],
         linestyle=style.LINES[turn % len(style.LINES)])
-  known = {*methods, *tasks, *drawing.PUBLISHED, *map(args.short.get, methods)}
+  known = {
+      *methods, *tasks, *drawing.PUBLISHED, drawing.CURVE,
+      *map(args.short.get, methods)}
   for flag, names in (
       ('--colors', args.colors), ('--labels', args.labels)):
     for name in sorted(set(names) - known):
@@ -317,8 +321,21 @@ def parse(argv):
         raise terminal.UserError(
             f"{flag}: '{word}' is no colour: write a name or #rrggbb.")
   if args.baselines:
-    args.baselines = matching(args.baselines, drawing.PUBLISHED, '--baselines')
+    args.baselines = published(args.baselines, args.xaxis)
   return args
+
+
+def published(words, xaxis):
+  """The names that --baselines asks for; the curve has to be named in full."""
+  levels = [word for word in words if word != drawing.CURVE]
+  names = matching(levels, drawing.PUBLISHED, '--baselines')
+  if len(levels) == len(words):
+    return names
+  if xaxis != 'step':
+    raise terminal.UserError(
+        f'--baselines {drawing.CURVE} is over environment steps: leave out '
+        f'--xaxis {xaxis}.')
+  return [drawing.CURVE, *names]
 
 
 def aggregate(text):

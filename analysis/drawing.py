@@ -30,6 +30,10 @@ PUBLISHED = {
     'slac_3e6': ('SLAC (3M)', '#AA4499', (0, (2, 1))),
     'd4pg_100m': ('D4PG (100M)', '#882255', (0, (8, 1.5, 1, 1.5, 1, 1.5))),
     'a3c_100m_proprio': ('A3C (100M, proprio)', '#999933', (0, (1, 1.5)))}
+# The name in --baselines, text and look of the published agent over the steps.
+CURVE = 'curve'
+CURVE_LABEL = 'Dreamer, published'
+CURVE_LOOK = dict(color='0.45', linewidth=1.1, linestyle=(0, (6, 2)))
 MEASURES = {
     'jump_start': ('Jump-start', 0), 'area_ratio': ('Area ratio', 1),
     'final_difference': ('Final difference', 0),
@@ -45,7 +49,12 @@ def draw_curves(tasks, width, looks, args):
     known = chosen_baselines(task, args)
     for name, values in known.items():
       sources[name] = draw_baseline(axes, name, values)
-    if not known:
+    last = max(curve.xs[-1] for curve in sum(methods.values(), []))
+    curve = CURVE in (args.baselines or ()) and draw_published(
+        axes, task, last)
+    if curve:
+      sources[CURVE] = curve
+    elif not known:
       without.append(task)
     longest = 0
     for method, curves in methods.items():
@@ -82,9 +91,11 @@ def draw_curves(tasks, width, looks, args):
       label(method, args): mpl_lines.Line2D([], [], **look)
       for method, look in sorted(
           drawn.items(), key=lambda item: reading.method_order(item[0]))}
+  texts = {CURVE: CURVE_LABEL, **{
+      name: text for name, (text, _, _) in PUBLISHED.items()}}
   handles.update({
-      args.labels.get(name, PUBLISHED[name][0]): sources[name]
-      for name in PUBLISHED if name in sources})
+      args.labels.get(name, text): sources[name]
+      for name, text in texts.items() if name in sources})
   style.add_legend(figure, handles)
   return figure
 
@@ -154,6 +165,28 @@ def draw_baseline(axes, name, values):
     axes.axhspan(low, high, color=color, alpha=0.12, linewidth=0)
   return axes.axhline(
       score, color=color, linewidth=1.1, linestyle=dashes, zorder=1.5)
+
+
+def draw_published(axes, task, last):
+  """The published agent's mean and range in its bins, up to a step.
+
+  Returns the line for the legend, or None if nothing is published.
+  """
+  ends, summaries = scores.published_curve(task)
+  begins = ends - scores.PUBLISHED_BIN
+  some = begins < last
+  if not some.any():
+    return None
+  edges = np.append(begins[some], min(ends[some][-1], last))
+  # Each bin is a step, and the last one is as long as the others.
+  mean, low, high = (
+      np.append(values[some], values[some][-1]) for values in summaries)
+  axes.fill_between(
+      edges, low, high, step='post', alpha=0.15, linewidth=0,
+      color=CURVE_LOOK['color'])
+  line, = axes.plot(
+      edges, mean, drawstyle='steps-post', zorder=1.5, **CURVE_LOOK)
+  return line
 
 
 def draw_transfer(rows, looks, args):

@@ -14,6 +14,7 @@ from common import terminal
 
 RESAMPLES = 2000
 BASELINES = pathlib.Path(__file__).parent / 'baselines'
+PUBLISHED_BIN = 1e5  # environment steps in each bin of baselines/dreamer.json
 
 
 # Curves and scores
@@ -449,15 +450,51 @@ def baselines(task):
   result = {
       name: (score, score, score)
       for name, score in single.get(task, {}).items()}
-  runs = json.loads((BASELINES / 'dreamer.json').read_text())
   for steps in (1e6, 5e6):
     scores = []
-    for run in runs:
-      xs, ys = np.array(run['xs']), np.array(run['ys'])
-      # The bins are 1e5 wide: this one got to `steps`.
-      if run['task'] == task and xs[-1] >= steps - 1e5:
+    for xs, ys in _published_runs(task):
+      if xs[-1] >= steps - PUBLISHED_BIN:  # It got to `steps`.
         scores.append(ys[(xs > 0.9 * steps) & (xs <= steps)].mean())
     if scores:
       name = f'dreamer_{steps / 1e6:.0f}e6'
       result[name] = np.mean(scores), min(scores), max(scores)
   return result
+
+
+def published_curve(task):
+  """The published Dreamer of a task over environment steps.
+
+  Returns:
+    `ends [K]` of the bins and `(mean, low, high)`, each `[K]`, over the seeds
+    that got there. A bin holds the steps in (end - PUBLISHED_BIN, end]. K is 0
+    if nothing is published of the task.
+  """
+  bins = {}
+  for xs, ys in _published_runs(task):
+    # Bins are named for the first evaluation in them, 5,000 steps after their
+    # beginning.
+    for end, y in zip((xs // PUBLISHED_BIN + 1) * PUBLISHED_BIN, ys):
+      bins.setdefault(end, []).append(y)
+  ends = sorted(bins)
+  return np.array(ends), tuple(
+      np.array([reduce(bins[end]) for end in ends])
+      for reduce in (np.mean, np.min, np.max))
+
+
+def published_at(task, steps):
+  """`(mean, low, high)` of the published bin in which a run of `steps` ends.
+
+  NaN where there is none.
+  """
+  ends, summaries = published_curve(task)
+  index = np.searchsorted(ends, steps)
+  if not 0 < steps or index == len(ends):
+    return np.nan, np.nan, np.nan
+  return tuple(float(values[index]) for values in summaries)
+
+
+def _published_runs(task):
+  """Pairs of `xs [K]` and `ys [K]`, one for each seed of a task."""
+  return [
+      (np.array(run['xs']), np.array(run['ys'])) for run in json.loads(
+          (BASELINES / 'dreamer.json').read_text()) if run['task'] == task]

@@ -1,7 +1,7 @@
-"""How far the runs of the study came, and what of them results/ keeps.
+"""How far the runs of a table came, and what of them results/ keeps.
 
-A run is a `study.Run`: `logdir` is where it writes, `results` what is kept of
-it, and `file` what others start from.
+A run is a `commands.Run`: `logdir` is where it writes, `results` what is kept
+of it, and `file` what others start from.
 """
 
 import contextlib
@@ -20,6 +20,8 @@ from data import checkpoints
 from data.logdir import CONFIG, Logdir, TRANSFER
 
 AGENT_LINES = 200  # that are kept of a run's metrics.jsonl
+FILM = 'film.gif'
+FILM_BYTES = 1_000_000  # that a film may have at most to be kept
 
 
 # How far a run came
@@ -112,6 +114,10 @@ def keep(run):
         shutil.copyfile(run.logdir / name, run.results / name)
   lines = logdir.metrics.read_text().splitlines(keepends=True)
   files.write_text(results.metrics, ''.join(thinned(lines)))
+  film = _film(run)
+  if film and len(film) <= FILM_BYTES:
+    with files.replacing(run.results / FILM) as file:
+      file.write(film)
   # The last file, without which the others do not count.
   files.write_text(
       run.results / 'run.json', json.dumps(_summary(run)) + '\n')
@@ -163,6 +169,24 @@ def _random_return(run):
   if saved.get('task2') or not returns:
     return None
   return round(sum(returns) / len(returns), 3)
+
+
+def _film(run):
+  """The GIF of the last evaluation, as `logs.Logger.video` wrote it, or None.
+
+  Only runs with --log_images have one.
+  """
+  if not _saved_flags(run.logdir).get('log_images'):
+    return None
+  # It loads TensorFlow, which nothing else here needs.
+  from tensorboard.backend.event_processing import event_file_loader
+  films = {}
+  for path in run.logdir.glob('events.out.tfevents.*'):
+    for event in event_file_loader.LegacyEventFileLoader(str(path)).Load():
+      for value in event.summary.value:
+        if value.tag.startswith('sim/test/') and value.HasField('image'):
+          films[event.step] = value.image.encoded_image_string
+  return films[max(films)] if films else None
 
 
 def _bundle(run):

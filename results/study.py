@@ -12,22 +12,10 @@ its source is read: the rest may be run elsewhere. Any of its commands may as
 well be typed by hand.
 """
 
-import dataclasses
 import pathlib
-import re
-import shlex
-import signal
-import subprocess
-import sys
-import time
 
-from common import files, flags, terminal
-from data.logdir import Logdir
-from results import keeping
-from runs import signals
-
-# Signals that end a study, and its runs.
-ENDING = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
+from common import terminal
+from results import commands
 
 # The study: all commands, their order and the figures follow from this table.
 
@@ -65,19 +53,9 @@ TRIAL_TASK = 'InvertedPendulumBulletEnv-v0'
 TRIAL = dict(steps=60_000, eval_every=2500)
 
 
-
 def define_config():
-  config = flags.Config()
-  define = config.define
-  define('do', 'run', 'What to do; see above.',
-         ['run', 'list', 'keep', 'draw', 'try'])
-  define('logdir', pathlib.Path('./logdir/study'), 'Where runs are, as '
-         'TASK/METHOD/SEED.')
-  define('out', pathlib.Path('./results'), 'Where results are kept.')
-  define('plots', pathlib.Path('./plots'), 'Where --do try draws.')
-  define('only', '', 'Pattern on TASK/METHOD/SEED: these runs, and the sources '
-         'that they need.')
-  define('jobs', 2, 'Runs side by side; each takes a core.', low=1)
+  config = commands.define_config('./logdir/study', './results', 2, 'try')
+  config.define('plots', pathlib.Path('./plots'), 'Where --do try draws.')
   return config
 
 
@@ -87,71 +65,19 @@ def main(argv):
   if config.do == 'try':
     return trial(config)
   if config.do == 'draw':
-    return draw(drawings(config.out))
-  chosen = select(runs, config.only)
-  if config.do == 'run':
-    return work(chosen, config, runs)
-  if config.do == 'keep':
-    with Logdir(config.logdir).lock():
-      done = keep(chosen)
-      keeping.write_table(runs, config.out)
-    terminal.say(f'{len(done)} of {len(chosen)} runs are complete.')
-    return None
-  for run in chosen:
-    terminal.say(f'{run.command}  # {state(run)}')
-
-
-def state(run):
-  """How far a run is, and what it reads that is not kept yet."""
-  if keeping.kept(run):
-    return 'complete'
-  missing = [other.name for other in run.after if not keeping.kept(other)]
-  return f'at step {keeping.reached(run):,}' + (
-      f', after {" and ".join(missing)}' * bool(missing))
+    return commands.draw(drawings(config.out))
+  chosen = commands.select(runs, config.only)
+  return commands.follow(chosen, config, 'study', runs)
 
 
 # The commands
 
 
-@dataclasses.dataclass(eq=False)
-class Run:
-  """A command, where it writes, and the runs that it reads.
-
-  `results` is what is kept of it, `file` what others start from if it is a
-  source.
-  """
-
-  name: str
-  logdir: pathlib.Path
-  results: pathlib.Path
-  script: str
-  flags: dict
-  after: tuple = ()
-  file: pathlib.Path = None
-
-  @property
-  def output(self):
-    return self.logdir / 'output.txt'
-
-  @property
-  def words(self):
-    """The arguments of the script."""
-    values = {'logdir': self.logdir, **self.flags}
-    return [word for k, v in values.items() for word in (f'--{k}', str(v))]
-
-  @property
-  def command(self):
-    """The command as a user would type it."""
-    return shlex.join(['python3', self.script, *self.words])
-
-
 def make_run(
     logdir, out, name, script, seed, after=(), file=None, *, steps, **own):
-  values = {**FLAGS, 'seed': seed, 'steps': steps, **own}
-  name = f'{name}/{seed}'
-  return Run(
-      name, logdir / name, out / 'runs' / name, script, values, tuple(after),
-      file)
+  return commands.make_run(
+      logdir, out, name, script,
+      {**FLAGS, 'seed': seed, 'steps': steps, **own}, after, file)
 
 
 def all_runs(logdir, out):
@@ -212,144 +138,6 @@ def numbered(name, values):
   return {f'{name}{index}': value for index, value in enumerate(values, 1)}
 
 
-def select(runs, pattern):
-  """The runs whose names the pattern finds, and those that they read."""
-  try:
-    chosen = {run for run in runs if re.search(pattern, run.name)}
-  except re.error as error:
-    raise terminal.UserError(
-        f"--only '{pattern}' is not a regular expression: {error}.") from None
-  for run in reversed(runs):
-    if run in chosen:
-      chosen.update(run.after)
-  if not chosen:
-    raise terminal.UserError(
-        f"--only '{pattern}' fits no run: --do list shows them.")
-  return [run for run in runs if run in chosen]
-
-
-# Running them
-
-
-def work(runs, config, study=()):
-  """Runs what is missing, `jobs` at a time; returns the exit status.
-
-  A signal ends the study, and is passed on to its runs so that they save. The
-  table of results has a line for each run of `study`.
-  """
-  done = keep(runs)
-  waiting = [run for run in runs if run not in done]
-  terminal.say(f'{len(done)} of {len(runs)} runs are complete.')
-  going, failed, came, status = {}, [], [], 0
-  progress = Progress(waiting)
-  with Logdir(config.logdir).lock(), signals.handled(
-      ENDING, came.append, ignorable=ENDING):
-    try:
-      while True:
-        ready = [run for run in waiting if done.issuperset(run.after)]
-        for run in ready[:0 if status else config.jobs - len(going)]:
-          waiting.remove(run)
-          going[run] = start(run), time.monotonic()
-        if not going:
-          break
-        time.sleep(0.3)
-        progress.show()
-        while came:
-          status = 128 + came.pop(0)
-          for process, _ in going.values():
-            process.terminate()
-        for run, (process, began) in [*going.items()]:
-          if process.poll() is None:
-            continue
-          del going[run]
-          if keeping.complete(run):
-            word = 'done'
-            done |= keep([run])
-          else:
-            word = 'stopped' if status else 'failed'
-          remain = len(runs) - len(done)
-          terminal.say(
-              f'{word:<8} {ended(run, process, began)}; {remain} remain')
-          if word == 'failed':
-            failed.append(run.name)
-            terminal.say(last_words(run))
-    finally:
-      progress.close()
-      for process, _ in going.values():
-        process.terminate()
-      for process, _ in going.values():
-        process.wait()
-      if study:
-        keeping.write_table(study, config.out)
-  if status:
-    terminal.say('stopped; the same command continues.')
-  elif failed:
-    terminal.say(f'failed: {", ".join(failed)}' + (
-        f'; {len(waiting)} runs need what failed' * bool(waiting)))
-  return status or int(bool(failed))
-
-
-def keep(runs):
-  """Keeps the runs that are complete; returns all that are."""
-  done = set()
-  for run in runs:
-    if not keeping.kept(run):
-      if not keeping.complete(run):
-        continue
-      keeping.keep(run)
-    done.add(run)
-  return done
-
-
-class Progress:
-  """Environment steps of several runs together, as a live line."""
-
-  def __init__(self, runs):
-    self._runs = runs.copy()
-    self._due = time.monotonic()
-    steps = sum(run.flags['steps'] for run in runs)
-    self._status = terminal.Status('study', self._steps(), steps, quiet=not runs)
-
-  def _steps(self):
-    return sum(keeping.reached(run) for run in self._runs)
-
-  def show(self):
-    """Looks at the runs every five seconds."""
-    if time.monotonic() >= self._due:
-      self._status.update(self._steps())
-      self._due = time.monotonic() + 5
-
-  def close(self):
-    self._status.update(self._steps())
-    self._status.close()
-
-
-def start(run):
-  """The process of a run, whose output goes on in a file beside it."""
-  terminal.say(f'start    {run.name} at step {keeping.reached(run):,}')
-  keeping.begin(run)
-  # In a session of its own, so that Ctrl-C reaches it once: a second signal
-  # would keep it from saving.
-  with files.writing(run.output), run.output.open('ab') as file:
-    return subprocess.Popen(
-        [sys.executable, str(files.ROOT / run.script), *run.words],
-        stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT,
-        start_new_session=True)
-
-
-def ended(run, process, began):
-  time_taken = terminal.duration(time.monotonic() - began)
-  status = process.returncode
-  return (
-      f'{run.name} at step {keeping.reached(run):,} after {time_taken}' +
-      f' with exit status {status}' * bool(status))
-
-
-def last_words(run):
-  lines = run.output.read_text(errors='replace').splitlines()
-  return '\n'.join([f'{run.output} ends with', *lines[-8:]])
-
-
 # Figures
 
 
@@ -396,16 +184,6 @@ def drawings(out):
            '--labels', *scratch, *meta, *parts)]
 
 
-def draw(commands):
-  """Runs plotting.py; returns the exit status."""
-  statuses = []
-  for words in commands:
-    terminal.say('\n' + shlex.join(['python3', 'plotting.py', *words]))
-    statuses.append(subprocess.run(
-        [sys.executable, str(files.ROOT / 'plotting.py'), *words]).returncode)
-  return max(statuses)
-
-
 def trial(config):
   """Transfer from the source of the results beside training from scratch."""
   earlier = next(iter(SEEDS.values()))
@@ -424,7 +202,7 @@ def trial(config):
           ('fractional', 'dreamer-FTL.py', dict(
               task1=TRIAL_TASK, transfer=True, transfer_factor=0.2,
               source=str(source))))]
-  return work(runs, config) or draw([[
+  return commands.work(runs, config, 'study') or commands.draw([[
       '--indir', str(logdir / TRIAL_TASK), '--outdir', str(config.plots),
       '--subdir', 'False', '--bins', str(TRIAL['eval_every'])]])
 

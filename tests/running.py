@@ -13,6 +13,9 @@ import time
 
 import numpy as np
 
+from common import options
+from data import checkpoints
+
 ROOT = pathlib.Path(__file__).parent.parent
 SWINGUP = 'InvertedPendulumSwingupBulletEnv-v0'
 
@@ -97,6 +100,33 @@ class Process:
     return [
         pid for pid, (parent, command) in processes().items()
         if parent == self.popen.pid and 'workers.serve' in command]
+
+
+def evaluations(steps, every=100):
+  return [
+      {'step': step, 'test/return': float(step)}
+      for step in range(every, steps + 1, every)]
+
+
+def write_run(run, lines=None, agent=None, **config):
+  """A log directory as the scripts leave it at their end."""
+  run.logdir.mkdir(parents=True, exist_ok=True)
+  defaults = options.SCRIPTS[run.script]()
+  config = {
+      'script': run.script, 'run': f'{hash(run.name):x}',
+      **defaults.parse(run.words).plain(), **config}
+  (run.logdir / 'config.json').write_text(json.dumps(config, indent=2))
+  if lines is None:
+    lines = evaluations(run.flags['steps'])
+  (run.logdir / 'metrics.jsonl').write_text(
+      ''.join(json.dumps(line) + '\n' for line in lines))
+  progress = {'seconds': 1800.0}
+  if agent:
+    agent.save(run.logdir / 'variables.pkl', run='id', progress=progress)
+  else:
+    checkpoints.save(run.logdir / 'variables.pkl', {
+        'format': checkpoints.CHECKPOINT, 'script': run.script, 'step': 1,
+        'action_dim': 1, 'config': {}, 'variables': {}, 'progress': progress})
 
 
 def processes():

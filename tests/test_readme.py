@@ -24,7 +24,8 @@ README = ROOT / 'README.md'
 DOCS = sorted((ROOT / 'docs').glob('*.md'))
 PAGES = {
     str(path.relative_to(ROOT)): path.read_text() for path in (
-        README, *DOCS, ROOT / 'CONTRIBUTING.md', ROOT / 'results/README.md')}
+        README, *DOCS, ROOT / 'CONTRIBUTING.md', ROOT / 'results/README.md',
+        ROOT / 'results/learning/README.md')}
 COMMAND = re.compile(r'^(python3?|tensorboard) (.*)$', re.M)
 
 

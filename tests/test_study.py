@@ -17,7 +17,8 @@ import pytest
 from data import checkpoints
 import dreamer
 import running
-from results import keeping, study
+from running import evaluations, write_run
+from results import commands, keeping, study
 from common import files, options, terminal
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -138,14 +139,14 @@ def test_methods(tmp_path, two_seeds):
 
 def test_only_takes_sources_along(tmp_path, two_seeds):
   runs = study.all_runs(tmp_path, tmp_path)
-  names = [run.name for run in study.select(runs, f'{HOPPER}/meta.*/1')]
+  names = [run.name for run in commands.select(runs, f'{HOPPER}/meta.*/1')]
   assert names == [
       'sources/multi-task/101', f'{PENDULUM}/frozen-autoencoder/101',
       f'{WALKER}/frozen-autoencoder/101', f'{HOPPER}/meta-model/1']
-  assert study.select(runs, '') == runs
+  assert commands.select(runs, '') == runs
   for bad in ('nothing', '['):
     with pytest.raises(terminal.UserError, match='--only'):
-      study.select(runs, bad)
+      commands.select(runs, bad)
 
 
 def test_list_has_a_command_a_line(tmp_path, two_seeds, capsys):
@@ -176,33 +177,6 @@ def test_list_has_a_command_a_line(tmp_path, two_seeds, capsys):
 
 
 # What is complete
-
-
-def evaluations(steps, every=100):
-  return [
-      {'step': step, 'test/return': float(step)}
-      for step in range(every, steps + 1, every)]
-
-
-def write_run(run, lines=None, agent=None, **config):
-  """A log directory as the scripts leave it at their end."""
-  run.logdir.mkdir(parents=True, exist_ok=True)
-  defaults = running.script_module(run.script).define_config()
-  config = {
-      'script': run.script, 'run': f'{hash(run.name):x}',
-      **defaults.parse(run.words).plain(), **config}
-  (run.logdir / 'config.json').write_text(json.dumps(config, indent=2))
-  if lines is None:
-    lines = evaluations(run.flags['steps'])
-  (run.logdir / 'metrics.jsonl').write_text(
-      ''.join(json.dumps(line) + '\n' for line in lines))
-  progress = {'seconds': 1800.0}
-  if agent:
-    agent.save(run.logdir / 'variables.pkl', run='id', progress=progress)
-  else:
-    checkpoints.save(run.logdir / 'variables.pkl', {
-        'format': checkpoints.CHECKPOINT, 'script': run.script, 'step': 1,
-        'action_dim': 1, 'config': {}, 'variables': {}, 'progress': progress})
 
 
 @pytest.fixture
@@ -406,7 +380,7 @@ done'''}
   assert not done.stderr, done.stderr
   pattern, = re.findall("^only='(.*)'$", rounds, re.M)
   wanted = [
-      run for run in study.select(runs, pattern) if run.name[-1] == '0']
+      run for run in commands.select(runs, pattern) if run.name[-1] == '0']
   assert done.stdout.endswith(
       f'{len(wanted)} of {len(wanted)} runs are complete.\n')
   *_, last = ran = (tmp_path / 'ran.txt').read_text().split('sbatch\n')
@@ -651,7 +625,7 @@ def test_readme_tells_what_is_run():
     assert fact in text, fact
   commands = re.findall(
       r'^python3 (-m [\w.]+|[\w-]+\.py) (.*?)(?:  +#.*)?$', text, re.M)
-  assert len(commands) == 4
+  assert len(commands) == 5
   for script, words in commands:
     module = (
         study if script == '-m results.study'

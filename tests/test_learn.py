@@ -1,0 +1,317 @@
+"""The table of what a CPU learns: commands, scores, films, figures."""
+
+import csv
+import io
+import json
+import os
+import pathlib
+import re
+import shlex
+import subprocess
+import sys
+import time
+
+import numpy as np
+from PIL import Image
+import pytest
+
+import running
+from common import options, terminal
+from data import checkpoints
+from results import commands, keeping, learn
+import wrappers
+
+ROOT = pathlib.Path(__file__).parent.parent
+BALANCE = 'dmc_cartpole_balance'
+SWINGUP = running.SWINGUP
+HOPPER = 'HopperBulletEnv-v0'
+
+
+def read_csv(path):
+  with path.open() as file:
+    return list(csv.DictReader(file))
+
+
+# The commands
+
+
+def test_runs_follow_from_the_table(tmp_path):
+  runs = learn.all_runs(tmp_path, tmp_path / 'out')
+  wanted = {(row.task, seed) for row in learn.table() for seed in row.seeds}
+  assert len(runs) == len(wanted)
+  assert {(run.flags['task'], run.flags['seed']) for run in runs} == wanted
+  for run in runs:
+    name = f'{run.flags["task"]}/dreamer/{run.flags["seed"]}'
+    assert run.name == name and run.logdir == tmp_path / name
+    assert run.results == tmp_path / 'out' / 'runs' / name
+  # A row of the table is seen as a whole before its second seed.
+  assert [run.flags['seed'] for run in runs] == sorted(
+      run.flags['seed'] for run in runs)
+
+
+def test_no_seed_was_tuned_on():
+  assert not {0, 9} & {seed for row in learn.table() for seed in row.seeds}
+
+
+def test_commands_are_those_of_dreamer(tmp_path):
+  """Every flag exists, every task too, and all but the task is the same."""
+  for run in learn.all_runs(tmp_path, tmp_path):
+    words = shlex.split(run.command)
+    assert words[:2] == ['python3', 'dreamer.py']
+    config = options.dreamer().parse(words[2:])
+    assert run.flags.items() <= config.plain().items()
+    assert config.preset == 'cpu' and config.threads == 1
+    assert config.log_images and config.eval_episodes == 3
+    # The preset alone says how the agent learns.
+    rest = {
+        name for name in run.flags
+        if options.dreamer().fixed(name)} - {'seed', 'task'}
+    assert rest <= {'render', 'termination'}
+    assert ('render' in rest) == config.task.startswith('dmc_')
+    if learn.installed(learn.needed(config.task)):
+      wrappers.check_task(config.task)
+
+
+def test_list_has_a_command_a_line(tmp_path, capsys):
+  arguments = '--logdir', str(tmp_path), '--out', str(tmp_path / 'out')
+  assert learn.main(['--do', 'list', *arguments, '--only', 'cartpole']) == 0
+  lines = capsys.readouterr().out.splitlines()
+  runs = commands.select(
+      learn.all_runs(tmp_path, tmp_path / 'out'), 'cartpole')
+  assert lines == [f'{run.command}  # at step 0' for run in runs]
+  assert len(lines) == 4
+
+
+def test_a_missing_package_is_a_line_for_each_task(
+    tmp_path, monkeypatch, capsys):
+  """Its tasks are left out, but for runs that need nothing any more."""
+  monkeypatch.setitem(sys.modules, 'pybullet', None)
+  arguments = '--logdir', str(tmp_path), '--out', str(tmp_path / 'out')
+  only = f'{HOPPER}|{SWINGUP}|{BALANCE}'
+  assert learn.main(['--do', 'list', *arguments, '--only', only]) == 0
+  said = capsys.readouterr()
+  assert {line.split('--task ')[1].split()[0]
+          for line in said.out.splitlines()} == {BALANCE}
+  told = sorted(said.err.splitlines())
+  assert len(told) == 2 and all('pybullet' in line for line in told)
+  assert HOPPER in told[0] and SWINGUP in told[1]
+
+  run, = commands.select(
+      learn.all_runs(tmp_path, tmp_path / 'out'), HOPPER)
+  running.write_run(run)
+  assert learn.main(['--do', 'run', *arguments, '--only', HOPPER]) == 0
+  assert keeping.kept(run)
+  said = capsys.readouterr()
+  assert said.out == '1 of 1 runs are complete.\n' and not said.err
+
+
+def test_as_many_jobs_as_cores():
+  done = subprocess.run(
+      ['taskset', '-c', str(min(os.sched_getaffinity(0))),
+       sys.executable, '-c', 'from results import learn\n'
+       'print(learn.define_config().jobs)'], cwd=ROOT, text=True,
+      capture_output=True, check=True)
+  assert done.stdout == '1\n'
+
+
+# Scores
+
+
+LEVEL = 900
+ROWS = [
+    learn.Row(BALANCE, (1, 2, 3), 303, LEVEL, 1.5, 150_000, learn.FAST),
+    learn.Row(SWINGUP, (1, 2), -884, 500, 1, 20_000),
+    learn.Row(HOPPER, (1,), 19, 800, 1, 15_000, learn.ENDS),
+    learn.Row('dmc_walker_walk', (1,), 45, steps=105_000, more=learn.FAST)]
+
+
+def returns(run, last, every=5000):
+  """Evaluations that rise from 0 over all but the last ten, which are known."""
+  steps = range(every, run.flags['steps'] + 1, every)
+  late = [last + 10 * (index % 2) - 5 for index in range(10)]
+  values = [*np.linspace(0, last, max(len(steps) - 10, 0)), *late]
+  return [
+      {'step': 1000, 'train/return': 1.0},
+      *({'step': step, 'test/return': value}
+        for step, value in zip(steps, values[-len(steps):]))]
+
+
+@pytest.fixture
+def results(tmp_path, monkeypatch):
+  """All but a seed of swing-up and the run of Hopper are complete."""
+  monkeypatch.setattr(learn, 'LEVELS', ROWS[:3])
+  monkeypatch.setattr(learn, 'FURTHER', ROWS[3:])
+  runs = learn.all_runs(tmp_path / 'logdir', tmp_path / 'out')
+  finals = {
+      (BALANCE, 1): 950, (BALANCE, 2): 890, (BALANCE, 3): 910, (SWINGUP, 1): 600,
+      ('dmc_walker_walk', 1): 300}
+  for run in runs:
+    final = finals.get((run.flags['task'], run.flags['seed']))
+    if final:
+      running.write_run(run, returns(run, final))
+      (run.logdir / 'sessions.jsonl').write_text(json.dumps(
+          dict(commit='abc', machine='one', command=run.command)) + '\n')
+  assert learn.main([
+      '--do', 'keep', '--logdir', str(tmp_path / 'logdir'), '--out',
+      str(tmp_path / 'out')]) == 0
+  return tmp_path / 'out', runs
+
+
+def test_table_and_curves(results):
+  out, runs = results
+  assert learn.main(['--do', 'draw', '--out', str(out)]) == 0
+  balance, swingup, hopper, walker = read_csv(out / 'table.csv')
+  assert [balance[key] for key in ('task', 'seeds', 'scores', 'evaluations')] == [
+      BALANCE, '1, 2, 3', '950.0, 890.0, 910.0', '10, 10, 10']
+  assert balance['hours'] == '0.50, 0.50, 0.50'
+  assert [float(balance[key]) for key in (
+      'random_play', 'level', 'median', 'steps', 'within_hours')] == [
+          303, LEVEL, 910, 150_000, 1.5]
+  assert balance['reached'] == 'yes'
+  # One seed is missing, and the other had only four evaluations.
+  assert [swingup[key] for key in ('scores', 'evaluations', 'reached')] == [
+      '600.0, –', '4, –', '1 of 2 seeds']
+  assert [hopper[key] for key in ('scores', 'median', 'reached')] == [
+      '–', 'nan', '0 of 1 seeds']
+  assert (walker['reached'], walker['level']) == ('–', 'nan')
+  published = json.loads(
+      (ROOT / 'analysis/baselines/dreamer.json').read_text())
+  for row in (balance, walker):
+    # Both end in the second bin, from 100,000 to 200,000 steps.
+    values = [
+        dict(zip(run['xs'], run['ys']))[105000.0] for run in published
+        if run['task'] == row['task']]
+    assert len(values) == 5
+    assert [float(row[f'published{end}']) for end in ('', '_low', '_high')] == (
+        pytest.approx([np.mean(values), min(values), max(values)]))
+  assert swingup['published'] == hopper['published'] == 'nan'
+
+  table = (out / 'table.md').read_text()
+  assert table.count('\n') == 2 + len(ROWS)
+  assert '| 910.0 |' in table and '| 150K |' in table
+  for ending in ('.png', '.pdf'):
+    assert (out / 'curves').with_suffix(ending).stat().st_size > 5000
+  scores = read_csv(out / 'scores.csv')
+  assert [row['task'] for row in scores] == [
+      BALANCE, SWINGUP, 'dmc_walker_walk']
+  assert [row['runs'] for row in scores] == ['3', '1', '1']
+  lines = read_csv(out / 'runs.csv')
+  assert [row['run'] for row in lines] == [run.name for run in runs]
+
+
+@pytest.mark.parametrize('score, word', [(899.9, 'no'), (900, 'yes')])
+def test_the_median_reaches_the_level(results, score, word):
+  out, runs = results
+  run, = commands.select(runs, f'{BALANCE}/dreamer/3')
+  (run.results / 'metrics.jsonl').write_text(
+      json.dumps({'step': 150_000, 'test/return': score}) + '\n')
+  row = learn.table_row(ROWS[0], [
+      run for run in runs if run.flags['task'] == BALANCE])
+  assert (row['median'], row['reached']) == (score, word)
+  assert row['evaluations'] == '10, 10, 1'
+
+
+def test_other_flags_are_other_runs(results, monkeypatch):
+  """A table that gives a task other flags does not count older runs."""
+  out, runs = results
+  run, = commands.select(runs, f'{BALANCE}/dreamer/3')
+  assert keeping.kept(run)
+  run.flags['batch_size'] = 3
+  assert not keeping.kept(run)
+
+
+def test_nothing_to_draw_is_one_line(tmp_path):
+  with pytest.raises(terminal.UserError, match='no complete run'):
+    learn.main(['--do', 'draw', '--out', str(tmp_path)])
+  assert not list(tmp_path.iterdir())
+
+
+# Films
+
+
+def video(seed):
+  return np.random.default_rng(seed).integers(
+      0, 256, (5, 64, 64, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize('most, kept', [(10**6, True), (1000, False)])
+def test_the_last_film_is_kept_if_it_is_small(
+    tmp_path, monkeypatch, most, kept):
+  from runs import logs
+  monkeypatch.setattr(keeping, 'FILM_BYTES', most)
+  run = learn.run_of(ROWS[2], 1, tmp_path, tmp_path / 'out')
+  running.write_run(run)
+  for step in (5000, 15_000):  # A run that was continued has two files.
+    logger = logs.Logger(run.logdir)
+    for tag in (f'sim/test/{HOPPER}', 'agent/openl'):
+      logger.video(step, tag, video(step if 'sim' in tag else 1))
+    logger.close()
+    time.sleep(1.1)  # They are named for the second.
+  keeping.keep(run)
+  film = run.results / 'film.gif'
+  assert film.exists() == kept
+  if kept:
+    assert film.read_bytes() == logs.gif(video(15_000))
+    assert Image.open(io.BytesIO(film.read_bytes())).n_frames == 5
+
+
+# The page
+
+
+def test_the_page_says_what_is_run():
+  text = (ROOT / 'results' / 'learning' / 'README.md').read_text()
+  found = re.findall(
+      r'^\| ([\w-]+) \| ([\d, ]+) \| ([−\d.,]+) \| ([\d,–]+) \| (.*) \|$',
+      text, re.M)
+  assert [
+      (task, seeds, float(random.replace('−', '-').replace(',', '')), level)
+      for task, seeds, random, level, _ in found] == [
+          (row.task, ', '.join(map(str, row.seeds)), row.random,
+           f'{row.level:g}' if row.level == row.level else '–')
+          for row in learn.table()]
+
+
+# The real script
+
+SMALL = f'''
+from common import terminal
+from results import learn
+learn.LEVELS = [learn.Row({SWINGUP!r}, (1,), -884, 500, 1, steps=600)]
+learn.FURTHER = []
+learn.FLAGS.update(preset='debug', eval_every=200, eval_episodes=1)
+terminal.run(learn.main)
+'''
+
+
+@pytest.mark.slow
+@pytest.mark.bullet
+def test_a_real_run(tmp_path):
+  """It is stopped and continued, kept with a film, and drawn."""
+  def start(*words):
+    return subprocess.Popen(
+        [sys.executable, '-c', SMALL, '--logdir', str(tmp_path / 'logdir'),
+         '--out', str(tmp_path / 'out'), *words], cwd=ROOT)
+
+  logdir = tmp_path / 'logdir' / SWINGUP / 'dreamer' / '1'
+  driver = start()
+  while not any('model_loss' in line for line in running.lines(logdir)):
+    assert driver.poll() is None
+    time.sleep(0.2)
+  driver.terminate()
+  assert driver.wait(timeout=300) == 143
+  assert 0 < checkpoints.load(logdir / 'variables.pkl')['updates'] < 12
+  for words in ((), ('--do', 'draw')):
+    assert start(*words).wait(timeout=600) == 0
+  assert 'continues at' in (logdir / 'output.txt').read_text()
+  kept = tmp_path / 'out' / 'runs' / SWINGUP / 'dreamer' / '1'
+  assert {path.name for path in kept.iterdir()} == {
+      'config.json', 'metrics.jsonl', 'run.json', 'film.gif'}
+  assert Image.open(kept / 'film.gif').n_frames > 1
+  row, = read_csv(tmp_path / 'out' / 'table.csv')
+  score = np.mean([
+      line['test/return'] for line in running.lines(kept)
+      if 'test/return' in line])
+  assert float(row['scores']) == float(row['median'])
+  assert float(row['median']) == pytest.approx(score, abs=0.06)
+  assert row['evaluations'] == '3' and float(row['hours']) >= 0
+  assert (tmp_path / 'out' / 'curves.png').stat().st_size > 5000
