@@ -173,7 +173,7 @@ def draw_published(axes, task, last):
   Returns the line for the legend, or None if nothing is published.
   """
   ends, summaries = scores.published_curve(task)
-  begins = ends - scores.PUBLISHED_BIN
+  begins = np.maximum(ends - scores.PUBLISHED_BIN, 0)
   some = begins < last
   if not some.any():
     return None

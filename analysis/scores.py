@@ -466,14 +466,13 @@ def published_curve(task):
 
   Returns:
     `ends [K]` of the bins and `(mean, low, high)`, each `[K]`, over the seeds
-    that got there. A bin holds the steps in (end - PUBLISHED_BIN, end]. K is 0
-    if nothing is published of the task.
+    that got there. A bin holds the steps in (end - PUBLISHED_BIN, end]; the
+    first ends at 5,000, before training. K is 0 if nothing is published of the
+    task.
   """
   bins = {}
   for xs, ys in _published_runs(task):
-    # Bins are named for the first evaluation in them, 5,000 steps after their
-    # beginning.
-    for end, y in zip((xs // PUBLISHED_BIN + 1) * PUBLISHED_BIN, ys):
+    for end, y in zip(xs, ys):
       bins.setdefault(end, []).append(y)
   ends = sorted(bins)
   return np.array(ends), tuple(
@@ -488,7 +487,7 @@ def published_at(task, steps):
   """
   ends, summaries = published_curve(task)
   index = np.searchsorted(ends, steps)
-  if not 0 < steps or index == len(ends):
+  if index == len(ends):
     return np.nan, np.nan, np.nan
   return tuple(float(values[index]) for values in summaries)
 

@@ -12,8 +12,11 @@ import os
 import platform
 import re
 import shutil
+import struct
 import subprocess
 import time
+
+from tensorboard.compat.proto import event_pb2
 
 from common import files, options, terminal
 from data import checkpoints
@@ -178,15 +181,27 @@ def _film(run):
   """
   if not _saved_flags(run.logdir).get('log_images'):
     return None
-  # It loads TensorFlow, which nothing else here needs.
-  from tensorboard.backend.event_processing import event_file_loader
-  films = {}
-  for path in run.logdir.glob('events.out.tfevents.*'):
-    for event in event_file_loader.LegacyEventFileLoader(str(path)).Load():
-      for value in event.summary.value:
-        if value.tag.startswith('sim/test/') and value.HasField('image'):
-          films[event.step] = value.image.encoded_image_string
+  films = {
+      event.step: value.image.encoded_image_string
+      for path in run.logdir.glob('events.out.tfevents.*')
+      for event in _events(path) for value in event.summary.value
+      if value.tag.startswith('sim/test/') and value.HasField('image')}
   return films[max(films)] if films else None
+
+
+def _events(path):
+  """The events in a file of TensorBoard, but for one that a crash cut off.
+
+  Read here, since all readers of TensorBoard load TensorFlow.
+  """
+  data, start = path.read_bytes(), 0
+  # Length and its checksum, the event and its checksum.
+  while start + 12 <= len(data):
+    size, = struct.unpack_from('<Q', data, start)
+    if start + 12 + size > len(data):
+      return
+    yield event_pb2.Event.FromString(data[start + 12:start + 12 + size])
+    start += size + 16
 
 
 def _bundle(run):

@@ -163,9 +163,9 @@ def draw(out):
   tasks = list(dict.fromkeys(run.flags['task'] for run in kept))
   return commands.draw([[
       '--indir', *(str(run.results) for run in kept), '--outdir', str(out),
-      '--subdir', 'False', '--group-by', 'path', '--aggregate', 'none',
-      '--bins', str(FLAGS['eval_every']), '--baselines', 'curve',
-      '--cols', str(min(4, len(tasks))),
+      '--subdir', 'False', '--aggregate', 'none', '--bins',
+      str(FLAGS['eval_every']), '--baselines', 'curve', '--labels', 'dreamer',
+      f'Dreamer, --preset {FLAGS["preset"]}', '--cols', str(min(4, len(tasks))),
       '--tasks', *(f'^{re.escape(task)}$' for task in tasks)]])
 
 

@@ -905,6 +905,65 @@ def test_chosen_baselines(two_tasks, tmp_path, capsys):
       capsys.readouterr().err)
 
 
+def published_runs(task):
+  return [run for run in json.loads(
+      (ROOT / 'analysis' / 'baselines' / 'dreamer.json').read_text())
+          if run['task'] == task]
+
+
+@pytest.mark.parametrize('steps, end', [
+    (5000, 5000), (5001, 105000), (1e5, 105000), (105000, 105000),
+    (105001, 205000), (4905000, 4905000), (4905001, None)])
+def test_the_published_bin_of_a_number_of_steps(steps, end):
+  found = scores.published_at('dmc_cartpole_balance', steps)
+  if end is None:
+    assert np.isnan(found).all()
+    return
+  values = [
+      dict(zip(run['xs'], run['ys']))[end]
+      for run in published_runs('dmc_cartpole_balance')
+      if end in run['xs']]
+  assert values
+  assert found == pytest.approx((np.mean(values), min(values), max(values)))
+
+
+def test_published_bins_are_named_for_their_ends():
+  """No agent that was trained is in the first: it pushes the cart one way."""
+  _, low, high = scores.published_at('dmc_cartpole_balance', 5000)
+  assert 134 < low < high < 137
+  assert np.isnan(scores.published_at('HopperBulletEnv-v0', 5000)).all()
+
+
+def test_published_curve(tmp_path, capsys):
+  """Steps behind the runs, no further than they go, and a text for them."""
+  for task, end in (('dmc_cup_catch', 180000), ('HopperBulletEnv-v0', 9e4)):
+    write_run(
+        tmp_path / task / 'dreamer' / '0', [1, 2, 3], [1e4, end / 2, end])
+  figure = make(
+      tmp_path, '--baselines', 'curve', 'planet', '--bins', '1e4')[0]['curves']
+  hopper, cup = figure.axes
+  line, = (x for x in cup.lines if x.get_drawstyle() == 'steps-post')
+  first, second, third = (
+      np.mean([dict(zip(run['xs'], run['ys']))[end]
+               for run in published_runs('dmc_cup_catch')])
+      for end in (5000.0, 105000.0, 205000.0))
+  assert line.get_xdata().tolist() == [0, 5000, 105000, 180000]
+  assert line.get_ydata() == pytest.approx([first, second, third, third])
+  ys = cup.collections[0].get_paths()[0].vertices[:, 1]
+  low, high = (
+      reduce(dict(zip(run['xs'], run['ys']))[205000.0]
+             for run in published_runs('dmc_cup_catch'))
+      for reduce in (min, max))
+  assert low in ys and high in ys
+  assert not [x for x in hopper.lines if x.get_drawstyle() == 'steps-post']
+  texts = [text.get_text() for text in figure.legends[0].get_texts()]
+  assert texts == ['dreamer', 'Dreamer, published', 'PlaNet (1M)']
+  assert 'no published score for HopperBulletEnv-v0' in (
+      capsys.readouterr().err)
+  with pytest.raises(terminal.UserError, match='--xaxis episodes'):
+    make(tmp_path, '--baselines', 'curve', '--xaxis', 'episodes')
+
+
 # Size
 
 
