@@ -84,6 +84,8 @@ def dreamer():
          'learn from is truncated, where that is sooner than the time limit; 0 '
          'leaves it. Short ones show the beginning of a task more often, and '
          'evaluation keeps the time limit.', low=0)
+  define('collect_share', 1.0, 'Share of the episodes to learn from that '
+         'collect_limit truncates.', low=0, high=1)
   define('termination', False, 'Let PyBullet tasks terminate episodes by their '
          'own rules; turns pcont on.')
   define('end_of_life', False, 'Let a lost life terminate an Atari episode; '

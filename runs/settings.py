@@ -28,8 +28,9 @@ def environment(config, collect=False):
   `collect`: for an environment whose episodes are learned from.
   """
   values = {name: getattr(config, name) for name in ENVIRONMENT}
-  if collect and config.collect_limit:
-    values['time_limit'] = min(config.time_limit, config.collect_limit)
+  if collect:
+    values.update(
+        short_limit=config.collect_limit, short_share=config.collect_share)
   return values
 
 

@@ -10,8 +10,9 @@ from common.backend import tf, tfd
 from data import checkpoints, episodes
 import dreamer
 import running
-from runs import prediction
+from runs import prediction, settings
 import tools
+import wrappers
 
 ON = dict(
     free_nats=1.0, free_nats_of='step', kl_balance=0.9, decode_stride=2,
@@ -171,6 +172,26 @@ def test_short_episodes_to_learn_from_and_whole_ones_to_judge_by(tmp_path):
   assert stored and set(stored) == {31}
   tests = [x for x in running.lines(tmp_path) if 'test/return' in x]
   assert tests and {x['test/length'] for x in tests} == {100}
+
+
+def test_some_episodes_to_learn_from_are_short():
+  config = options.dreamer()
+  config.update(dict(
+      time_limit=100, collect_limit=60, collect_share=0.5, render='fast'))
+  made = settings.environment(config, collect=True)
+  env = wrappers.make_env('dmc_pendulum_swingup', **made)
+  lengths = {}
+  for seed in [*range(12), *range(12)]:
+    env.reset(seed=seed)
+    length, over = 0, False
+    while not over:
+      _, _, _, over, _ = env.step(np.zeros(1))
+      length += 1
+    # The same whenever an episode is repeated.
+    assert lengths.setdefault(seed, length) == length
+  assert set(lengths.values()) == {30, 50}
+  assert settings.environment(config) == {
+      name: made[name] for name in settings.ENVIRONMENT}
 
 
 def test_metrics_tell_why_an_agent_does_not_learn(tmp_path):
