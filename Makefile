@@ -25,7 +25,7 @@ help:  ## Lists the targets.
 
 train: $(READY)  ## Sets up, then trains a cart to balance a pole on a CPU.
 	@$(if $(BULLET),:,echo 'Without PyBullet (no wheels for this Python), a walker learns to stand.')
-	$(RUN) dreamer.py --preset cpu $(if $(BULLET),$(BALANCE),$(STAND)) $(ARGS)
+	$(RUN) dreamer.py --preset small $(if $(BULLET),$(BALANCE),$(STAND)) $(ARGS)
 
 test: .venv/ready-test  ## Sets up, then runs the tests (not the slow ones).
 	$(RUN) -m pytest tests -m 'not slow' --numprocesses 2 --dist loadfile $(ARGS)

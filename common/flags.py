@@ -5,6 +5,7 @@ and near names are added here.
 """
 
 import argparse
+import copy
 import dataclasses
 import difflib
 import math
@@ -244,6 +245,21 @@ class Config:
     """Puts the values of the preset called `name` in place."""
     self._values['preset'] = self._flags['preset'].check(name)
     self.update(self._presets[name])
+
+  def other_presets(self):
+    """Copies that have another preset each, beside the flags that were given."""
+    for name in self._presets:
+      if name != self._values['preset']:
+        other = copy.deepcopy(self)
+        other.update({
+            key: other._flags[key].default
+            for key in self._presets[self._values['preset']]
+            if not self.given(key)})
+        other.update({
+            key: value for key, value in self._presets[name].items()
+            if not self.given(key)})
+        other._values['preset'] = name
+        yield other
 
   # Values
 

@@ -28,8 +28,10 @@ def dreamer():
          'run that is there already is continued. METHOD is dreamer, '
          'multi-task, FTL or MMTL.', fixed=False, method=False)
   define('preset', 'paper', 'Set of values to start from: paper is the '
-         'defaults, cpu learns on two cores, debug is for tests. Flags given '
-         'as well win over it.', ['paper', 'cpu', 'debug'], fixed=False,
+         'defaults, cpu learns on one core with options of later agents, small '
+         'has the published losses at small sizes, debug is for tests. Flags '
+         'given as well win over it.', ['paper', 'cpu', 'small', 'debug'],
+         fixed=False,
          method=False)
   define('seed', 0, 'Seed of the environments, the actions, the batches and '
          'the initial weights.', low=0, high=2 ** 31 - 1, method=False)
@@ -184,7 +186,14 @@ def dreamer():
 
   config.preset('paper')
   config.preset(
-      'cpu', cnn_depth=16, deter_size=128, num_units=128, batch_size=8,
+      'cpu', cnn_depth=8, deter_size=128, num_units=128, batch_size=16,
+      batch_length=16, train_every=100, train_steps=20, pretrain=500,
+      decode_stride=2, imag_stride=2, model_lr=1e-3, value_lr=3e-4,
+      actor_lr=3e-4, free_nats=1.0, free_nats_of='step', kl_balance=0.8,
+      return_norm=True, actor_entropy=1e-2, actor_min_std=0.1,
+      action_init_std=1.0, collect_limit=200, collect_share=0.5)
+  config.preset(
+      'small', cnn_depth=16, deter_size=128, num_units=128, batch_size=8,
       batch_length=16)
   config.preset(
       'debug', cnn_depth=2, deter_size=12, stoch_size=4, num_units=16,

@@ -46,7 +46,7 @@ STEPS = {
     'InvertedPendulumBulletEnv-v0': 25_000, 'HopperBulletEnv-v0': 50_000}
 # Of every run. With one thread it repeats bit for bit.
 FLAGS = dict(
-    preset='cpu', cnn_depth=8, deter_size=64, num_units=64, termination=True,
+    preset='small', cnn_depth=8, deter_size=64, num_units=64, termination=True,
     threads=1, prefill=1000, eval_every=1000, eval_episodes=2, log_images=False)
 # Of the two runs of --do try: this target, from the source in results/.
 TRIAL_TASK = 'InvertedPendulumBulletEnv-v0'

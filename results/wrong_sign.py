@@ -1,7 +1,7 @@
 """Dreamer with the wrong sign of one term of its losses, to see that it fails.
 
 python3 results/wrong_sign.py --term reward --logdir ./logdir/reward \\
-    --task HopperBulletEnv-v0 --preset cpu --steps 25e3
+    --task HopperBulletEnv-v0 --preset small --steps 25e3
 
 All other flags are those of dreamer.py.
 """

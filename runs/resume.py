@@ -109,21 +109,24 @@ class History:
       self._stack.enter_context(self.logdir.lock())
 
   def _check_flags(self, saved):
-    mine = {
-        name: value for name, value in self._config.plain().items()
-        if self._config.fixed(name)}
-    changes = {
-        name: (saved[name], value)
-        for name, value in dict(mine, script=self._class.script).items()
-        if saved.get(name, value) != value}
-    if changes and not self._config.allow_changes:
-      words = ', '.join(
-          f'{name} was {old}, now {new}'
-          for name, (old, new) in changes.items())
-      raise terminal.UserError(
-          f'{self.logdir} holds a run with another configuration ({words}): '
-          'give it the same flags to continue it, --allow_changes True to '
-          'continue it with these, or another --logdir to start anew.')
+    if not saved or self._config.allow_changes:
+      return
+    changes = _changes(saved, self._config)
+    if saved.get('script', self._class.script) != self._class.script:
+      changes['script'] = saved['script'], self._class.script
+    if not changes:
+      return
+    words = ', '.join(
+        f'{name} was {old}, now {new}'
+        for name, (old, new) in changes.items())
+    presets = [
+        f'--preset {config.plain()["preset"]}' for config in self._config.other_presets()
+        if not _changes(saved, config)]
+    raise terminal.UserError(
+        f'{self.logdir} holds a run with another configuration ({words}): '
+        f'give it {" or ".join(presets) or "the same flags"} to continue it, '
+        '--allow_changes True to continue it with these, or another --logdir '
+        'to start anew.')
 
   def _checkpoint(self):
     """Checkpoint that this run saved last, or None; never that of another run."""
@@ -141,6 +144,17 @@ class History:
           'place of it. ')
     raise terminal.UserError(
         message + 'To start from it, give dreamer-FTL.py a new --logdir.')
+
+
+def _changes(saved, config):
+  """Flags that a run must keep and would not: `{name: (saved, new)}`.
+
+  A flag that is younger than the run had its default then.
+  """
+  return {
+      name: (saved.get(name, config.default(name)), value)
+      for name, value in config.plain().items()
+      if config.fixed(name) and saved.get(name, config.default(name)) != value}
 
 
 def begun(logdir):

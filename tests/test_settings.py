@@ -1,5 +1,6 @@
 """Flags that follow from the tasks, and what a continued run keeps."""
 
+import contextlib
 import json
 
 import gymnasium as gym
@@ -9,7 +10,7 @@ import pytest
 import dreamer
 import running
 from common import terminal
-from runs import settings
+from runs import devices, resume, settings
 import wrappers
 
 
@@ -108,6 +109,40 @@ def test_continued_run_keeps_what_it_saved(tmp_path):
   (tmp_path / 'config.json').write_text(json.dumps(saved))
   config, lines = settled(tmp_path, ['atari_pong'])
   assert {name: getattr(config, name) for name in saved} == saved
+
+
+def check_flags(tmp_path, saved, *argv):
+  (tmp_path / 'config.json').write_text(json.dumps(saved))
+  config = config_of(tmp_path, *argv)
+  with contextlib.ExitStack() as stack:
+    resume.History(config, dreamer.Dreamer, devices.Team(1), stack).read()
+
+
+def test_a_run_of_another_preset_is_told_which(tmp_path):
+  # Of before the preset was changed, and some of the flags were there.
+  saved = config_of(tmp_path, '--preset', 'small', '--seed', '3').plain()
+  saved.update(preset='cpu', script='dreamer.py', run='a' * 32)
+  del saved['kl_balance'], saved['collect_share']
+  seed = '--seed', '3'
+  check_flags(tmp_path, saved, '--preset', 'small', *seed)
+  with pytest.raises(terminal.UserError) as error:
+    check_flags(tmp_path, saved, '--preset', 'cpu', *seed)
+  assert 'give it --preset small to continue it' in str(error.value)
+  assert 'kl_balance was 0.0, now 0.8' in str(error.value)
+  with pytest.raises(terminal.UserError, match='give it the same flags'):
+    check_flags(
+        tmp_path, saved, '--preset', 'cpu', '--batch_size', '3', *seed)
+
+
+def test_a_flag_younger_than_the_run_had_its_default(tmp_path):
+  saved = config_of(tmp_path).plain()
+  saved.update(script='dreamer.py', run='a' * 32)
+  del saved['kl_balance']
+  check_flags(tmp_path, saved)
+  with pytest.raises(terminal.UserError, match='kl_balance was 0.0, now 0.5'):
+    check_flags(tmp_path, saved, '--kl_balance', '0.5')
+  check_flags(
+      tmp_path, saved, '--kl_balance', '0.5', '--allow_changes', 'True')
 
 
 def test_settings_are_those_that_make_env_knows(tmp_path):

@@ -122,7 +122,7 @@ def test_train_has_a_task_that_exists(checkout, bullet):
   config.parse(train(checkout))
   assert config.task == (
       'InvertedPendulumBulletEnv-v0' if bullet else 'dmc_walker_stand')
-  assert config.plain()['preset'] == 'cpu'
+  assert config.plain()['preset'] == 'small'
 
 
 def test_pybullet_is_built_in_the_pinned_version(checkout):
