@@ -52,7 +52,7 @@ import numpy as np
 
 from benchmarks import measuring
 from benchmarks.measuring import alternately, make_agent, random_batch
-from common import files, terminal
+from common import files, precision, terminal
 from data import replay
 from data.logdir import Logdir
 import dreamer
@@ -64,36 +64,58 @@ import wrappers
 
 
 def step(quick):
-  """Seconds of an update against its arithmetic and against sheeprl."""
+  """Seconds of an update against its arithmetic and against sheeprl.
+
+  In bfloat16 too where the processor has instructions for it.
+  """
   rows = []
-  with contextlib.ExitStack() as stack:
-    for preset in ['debug'] if quick else ['paper', 'cpu']:
-      agent, batch = make_agent(preset), random_batch(preset)
-      product, size = measuring.matrix_product(quick)
-      functions = [partial(measuring.update, agent, batch), product]
-      if preset == 'paper':
+  bits = ['32'] + ['bfloat16'] * precision.fast()
+  for preset in ['debug'] if quick else ['paper', 'cpu']:
+    batch = random_batch(preset)
+    agents = {bit: make_agent(preset, precision=bit) for bit in bits}
+    functions = {}
+    for bit, agent in agents.items():
+      product, size = measuring.matrix_product(quick, bit)
+      functions['update', bit] = partial(measuring.update, agent, batch)
+      functions['product', bit] = product
+    with contextlib.ExitStack() as stack:
+      for bit in bits if preset == 'paper' else []:
         try:
-          functions.append(stack.enter_context(measuring.sheeprl()))
+          functions['sheeprl', bit] = stack.enter_context(
+              measuring.sheeprl(bit))
         except OSError as error:
-          rows.append(failed('sheeprl', error))
-      seconds = alternately(functions, rounds=2 if quick else 7)
-      work = sum(measuring.operations(agent.config).values())
-      # Per round, how long the update would take at the product's rate.
-      floor = seconds[:, 1] * work / size
-      name = f'update, {preset}'
-      rows += [
-          row(name, np.median(seconds[:, 0]), 's'),
-          row(f'{name}: operations', work / 1e9, 'GFLOP'),
-          row(f'{name}: rate of matrix products',
-              size / np.median(seconds[:, 1]) / 1e9, 'GFLOP/s'),
-          row(f'{name}: floor / time', np.median(floor / seconds[:, 0]),
-              at_least=0.75 if preset == 'paper' else None)]
-      if len(functions) > 2:
-        rows += [
-            row(f'{name}: sheeprl', np.median(seconds[:, 2]), 's'),
-            row(f'{name}: time / sheeprl',
-                np.median(seconds[:, 0] / seconds[:, 2]), at_most=0.36)]
+          rows.append(failed(f'sheeprl, {bit}', error))
+      seconds = dict(zip(functions, alternately(
+          functions.values(), rounds=2 if quick else 7).T))
+    work = sum(measuring.operations(agents['32'].config).values())
+    rows.append(row(f'update, {preset}: operations', work / 1e9, 'GFLOP'))
+    for bit in bits:
+      rows += step_rows(
+          f'update, {preset}' + f', {bit}' * (bit != '32'), preset, bit,
+          seconds, work / size)
   return rows, {}
+
+
+def step_rows(name, preset, bit, seconds, products):
+  """Rows of an update that is as much arithmetic as so many products."""
+  update, product = seconds['update', bit], seconds['product', bit]
+  paper = preset == 'paper'
+  rows = [
+      row(name, np.median(update), 's'),
+      row(f'{name}: time of a product', 1e3 * np.median(product), 'ms'),
+      # Per round, how long the update would take at the product's rate.
+      row(f'{name}: floor / time', np.median(products * product / update),
+          at_least=0.75 if paper and bit == '32' else None)]
+  if bit != '32':
+    rows.append(row(
+        f'{name}: time / float32', np.median(update / seconds['update', '32'])))
+  if ('sheeprl', bit) in seconds:
+    other = seconds['sheeprl', bit]
+    rows += [
+        row(f'{name}: sheeprl', np.median(other), 's'),
+        row(f'{name}: time / sheeprl', np.median(update / other),
+            at_most=0.25 if bit == '32' else 0.6)]
+  return rows
 
 
 def profile(quick):
@@ -120,18 +142,43 @@ def profile(quick):
 
 def start(quick):
   """Seconds from the command to the end of its first update; retracing."""
-  preset = ['--preset', 'debug', '--prefill', '5000'] if quick else []
+  presets = {'debug': None} if quick else {'paper': 15, 'cpu': 10}
+  rows = []
   with tempfile.TemporaryDirectory(prefix='bench-') as folder:
     recorded = measuring.record_episodes(folder, 1)
-    times = []
-    for index in range(1 if quick else 3):
-      logdir = pathlib.Path(folder, f'run{index}')
-      measuring.multiply(recorded, Logdir(logdir).episodes, 10)
-      times.append(measuring.first_update(['--logdir', str(logdir), *preset]))
+    for preset, target in presets.items():
+      times = []
+      for index in range(1 if quick else 3):
+        logdir = pathlib.Path(folder, f'{preset}{index}')
+        measuring.multiply(recorded, Logdir(logdir).episodes, 10)
+        times.append(measuring.first_update([
+            '--logdir', str(logdir), '--preset', preset, '--prefill', '5000']))
+      rows.append(row(
+          f'command to first update, {preset}', np.median(times), 's',
+          at_most=target))
     again = measuring.retraced(pathlib.Path(folder, 'traces'))
-  return [
-      row('command to first update', np.median(times), 's', at_most=25),
+  return rows + [
       row('evaluations and summaries traced again', again, at_most=0)], {}
+
+
+def whole(quick):
+  """Seconds of a run for 1,000 environment steps, and its parts.
+
+  After the first update, with the evaluations and logs of the defaults.
+  """
+  rows = []
+  for task in measuring.WHOLE:
+    flags = ['--preset', 'debug'] if quick else [
+        '--preset', 'cpu', '--steps', '15000']
+    with tempfile.TemporaryDirectory(prefix='bench-') as folder:
+      seconds, parts = measuring.whole_run(
+          ['--logdir', folder, '--task', task, '--render', 'fast', *flags])
+    rows.append(row(f'run, {task}', seconds, 's/1,000 steps'))
+    for name, share in parts.items():
+      target = 0.25 if name == 'all but updates' and 'Bullet' in task else None
+      rows.append(row(
+          f'run, {task}: {name}', share, 'of the time', at_most=target))
+  return rows, {}
 
 
 def acting(quick):
@@ -263,8 +310,8 @@ def growth(quick):
 
 
 FIGURES = {
-    'step': step, 'profile': profile, 'start': start, 'acting': acting,
-    'collection': collection, 'replay': replaying, 'rendering': rendering,
+    'step': step, 'profile': profile, 'whole': whole, 'start': start,
+    'acting': acting, 'collection': collection, 'replay': replaying, 'rendering': rendering,
     'growth': growth}
 
 

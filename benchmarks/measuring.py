@@ -8,6 +8,7 @@ import pathlib
 import subprocess
 import sys
 import time
+from unittest import mock
 
 import numpy as np
 from PIL import Image
@@ -16,10 +17,11 @@ from common import convolutions, files, layers, terminal
 from common.backend import tf
 from data import replay
 import dreamer
-from runs import devices, driver, loop, workers
+from runs import collector, devices, driver, loop, workers
 import wrappers
 
 TASK = 'HalfCheetahBulletEnv-v0'
+WHOLE = TASK, 'dmc_cartpole_balance'
 ACTIONS = 6
 SHEEPRL = files.ROOT / '.venv-sheeprl'
 PACKAGES = ('torch==2.13.0', 'sheeprl==0.8.4')
@@ -47,8 +49,8 @@ def settings(preset, **values):
   return config
 
 
-def make_agent(preset):
-  config = settings(preset)
+def make_agent(preset, **values):
+  config = settings(preset, **values)
   devices.configure(config)
   return dreamer.Dreamer(config, ACTIONS)
 
@@ -124,11 +126,15 @@ def operations(config, actions=ACTIONS):
       'value loss': returns * (2 * sum(value) - value[0])}
 
 
-def matrix_product(quick):
-  """A function that multiplies large matrices, and its operations."""
+def matrix_product(quick, bits):
+  """A function that multiplies large matrices, and its operations.
+
+  `bits` is their format, as `--precision` has it.
+  """
   size, count = (64, 1) if quick else (2048, 20)
   # Scaled so that the products neither grow nor vanish.
   matrix = tf.random.normal([size, size]) / math.sqrt(size)
+  matrix = tf.cast(matrix, 'float32' if bits == '32' else bits)
 
   @tf.function
   def multiply(x):
@@ -140,8 +146,10 @@ def matrix_product(quick):
 
 
 @contextlib.contextmanager
-def sheeprl():
+def sheeprl(bits):
   """A function that makes sheeprl's Dreamer V1 do an update.
+
+  In bfloat16 with PyTorch's autocast, which is `bf16-mixed` of sheeprl.
 
   It has an environment of its own, made at the first use.
 
@@ -155,7 +163,8 @@ def sheeprl():
     execute(python, '-m', 'pip', 'install', '--quiet', package)
   script = files.ROOT / 'tests' / 'sheeprl_step.py'
   with subprocess.Popen(
-      [python, script], text=True, stdin=subprocess.PIPE,
+      [python, script, {'32': '32-true', 'bfloat16': 'bf16-mixed'}[bits]],
+      text=True, stdin=subprocess.PIPE,
       stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
 
     def expect(answer):
@@ -300,6 +309,49 @@ def run_to_first_update():
 
   dreamer.Dreamer.train = train_once
   dreamer.main(sys.argv[1:])
+
+
+def whole_run(arguments):
+  """Measures a run from its first update on, whose graph is built by then.
+
+  Returns:
+    Seconds for 1,000 environment steps, and the shares of the time that are
+    not updates: collection, evaluation, all.
+  """
+  spent, began, begin = collections.Counter(), {}, loop.Run._begin
+
+  def timed(name, function):
+    def call(self, *args):
+      start = time.perf_counter()
+      result = function(self, *args)
+      if name == 'update':
+        float(result['model_loss'])  # It is computed by then.
+      end = time.perf_counter()
+      if began:
+        spent[name] += end - start
+      elif name == 'update':
+        began.update(time=end, step=self.step)
+      return result
+    return call
+
+  runs = []
+  with contextlib.ExitStack() as stack:
+    stack.enter_context(terminal.silence())
+    for name, owner, method in (
+        ('update', dreamer.Dreamer, 'train'),
+        ('collection', collector.Collector, 'decide'),
+        ('evaluation', loop.Run, '_evaluate')):
+      stack.enter_context(mock.patch.object(
+          owner, method, timed(name, getattr(owner, method))))
+    stack.enter_context(mock.patch.object(
+        loop.Run, '_begin', lambda run: runs.append(run) or begin(run)))
+    dreamer.main(arguments)
+  total = time.perf_counter() - began['time']
+  steps = runs[0].step - began['step']
+  return 1e3 * total / steps, {
+      'all but updates': 1 - spent['update'] / total,
+      'collection': spent['collection'] / total,
+      'evaluation': spent['evaluation'] / total}
 
 
 def start_with(folder, count):

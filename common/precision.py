@@ -17,7 +17,7 @@ def resolve(flag):
     return flag
   if tf.config.list_physical_devices('GPU'):
     return '16'
-  return 'bfloat16' if FAST & processor() else '32'
+  return 'bfloat16' if fast() else '32'
 
 
 def saved(bits, flag):
@@ -33,6 +33,11 @@ def saved(bits, flag):
   if bits in (None, '16'):  # A processor would only emulate float16.
     return '16' if tf.config.list_physical_devices('GPU') else '32'
   return bits
+
+
+def fast():
+  """Whether the processor computes in bfloat16 faster than in float32."""
+  return bool(FAST & processor())
 
 
 def processor(file='/proc/cpuinfo'):

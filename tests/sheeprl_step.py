@@ -3,9 +3,9 @@
 Runs in sheeprl's own environment, started by bench.py, which measures the time
 between its line and the answer. Sizes are sheeprl's defaults, which are those
 of the paper: batch 50 x 50, horizon 15, reward 2, value 3, actor 4 hidden
-layers of 400.
+layers of 400. PRECISION is one of Lightning Fabric: 32-true or bf16-mixed.
 
-.venv-sheeprl/bin/python tests/sheeprl_step.py [NAME=VALUE ...]
+.venv-sheeprl/bin/python tests/sheeprl_step.py PRECISION [NAME=VALUE ...]
 """
 
 import sys
@@ -23,11 +23,11 @@ from sheeprl.algos.dreamer_v1.dreamer_v1 import train
 ACTIONS = 6
 
 
-def make_step(overrides):
+def make_step(precision, overrides):
   """A function that does one update on random data."""
   with hydra.initialize_config_module('sheeprl.configs', version_base='1.3'):
     config = hydra.compose('config', ['exp=dreamer_v1', *overrides])
-  fabric = Fabric(accelerator='cpu', devices=1)
+  fabric = Fabric(accelerator='cpu', devices=1, precision=precision)
   space = gym.spaces.Dict({
       'rgb': gym.spaces.Box(0, 255, (3, 64, 64), np.uint8)})
   world, actor, critic, _ = build_agent(
@@ -50,9 +50,9 @@ def make_step(overrides):
       fabric, world, actor, critic, *optimizers, data, None, config)
 
 
-def main(overrides):
+def main(precision, *overrides):
   warnings.simplefilter('ignore')
-  step = make_step(overrides)
+  step = make_step(precision, overrides)
   print('ready', flush=True)
   for _ in sys.stdin:
     step()
@@ -60,4 +60,4 @@ def main(overrides):
 
 
 if __name__ == '__main__':
-  main(sys.argv[1:])
+  main(*sys.argv[1:])

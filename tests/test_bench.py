@@ -4,12 +4,14 @@ import json
 import math
 
 import pytest
-from tensorflow.python.framework import op_callbacks
 
 from benchmarks import bench, measuring
 from common import terminal
 from common.backend import tf
 import dreamer
+
+# After common.backend, which keeps its symbols apart from those of OpenGL.
+from tensorflow.python.framework import op_callbacks
 
 
 class Count:
@@ -165,6 +167,17 @@ def test_table_and_file(tmp_path, capfd, monkeypatch):
   assert rows['update, debug']['unit'] == 's'
   shown = capfd.readouterr().out
   assert all(name in shown for name in rows)
+
+
+def test_whole_run_is_told_by_its_parts(tmp_path):
+  seconds, parts = measuring.whole_run([
+      '--logdir', str(tmp_path), '--preset', 'debug', '--threads', '1',
+      '--task', 'dmc_cartpole_balance', '--render', 'fast'])
+  assert 0 < seconds < 1000
+  rest = parts['all but updates']
+  assert 0 < parts['evaluation'] < rest < 1
+  assert 0 < parts['collection'] < rest
+  assert parts['evaluation'] + parts['collection'] < rest
 
 
 def test_plot(tmp_path):
