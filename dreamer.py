@@ -138,7 +138,7 @@ def behaviour_losses(
   post = {name: x[:, starts] for name, x in post.items()}
   # Sequences that cross the end of an episode have ends in the middle.
   alive = tf.reshape(discount[:, starts], [1, -1]) if pcont else 1.0
-  feat = imagine(post, seed, dynamics, actor, config)
+  feat, entropy = imagine(post, seed, dynamics, actor, config)
   rewards, values = reward(feat).mode(), value(feat).mode()
   pconts = (
       pcont(feat).mean() if pcont else config.discount * tf.ones_like(rewards))
@@ -151,9 +151,8 @@ def behaviour_losses(
       tf.concat([tf.ones_like(pconts[:1]), pconts[:-2]], 0), 0))
   objective = returns / spread
   if config.actor_entropy:
-    policy = actor(tf.stop_gradient(feat[:-1]))
-    objective += config.actor_entropy * policy.sampled_entropy(tools.noise(
-        policy.shape, tools.split_seed(seed, 3)[2], axis=1))
+    # That of the actions which the states of the returns are left by.
+    objective += config.actor_entropy * entropy[1:]
   actor_loss = -tf.reduce_mean(weights * objective)
   # Features do not depend on the variables of the value, so that the values
   # that the returns are made of serve here too.
@@ -165,7 +164,12 @@ def behaviour_losses(
 
 
 def imagine(post, seed, dynamics, actor, config):
-  """Features [H, N, F] of H steps of the actor from each of N states."""
+  """Imagines H steps of the actor from each of N states.
+
+  Returns:
+    Features [H, N, F] and, with `actor_entropy`, the entropies [H, N] of the
+    actor at the states before them.
+  """
   start = {
       name: tf.stop_gradient(tf.reshape(x, [-1, x.shape[-1]]))
       for name, x in post.items()}
@@ -179,10 +183,16 @@ def imagine(post, seed, dynamics, actor, config):
     # Noise needs no gradients, but the scan would add them up.
     noise = [tf.stop_gradient(part) for part in noise]
     feat = tf.stop_gradient(dynamics.get_feat(prev))
-    action = actor(feat).sample(noise[1])
-    return dynamics.img_step(prev, action, noise[0])
+    policy = actor(feat)
+    state = dynamics.img_step(prev, policy.sample(noise[1]), noise[0])
+    if config.actor_entropy:
+      state['entropy'] = policy.sampled_entropy(noise[1])
+    return state
 
-  return dynamics.get_feat(tf.scan(step, tuple(noise), start))
+  if config.actor_entropy:
+    start['entropy'] = tf.zeros([count])
+  states = tf.scan(step, tuple(noise), start)
+  return dynamics.get_feat(states), states.get('entropy')
 
 
 ### The agent ###

@@ -70,7 +70,7 @@ def step(quick):
   """
   rows = []
   bits = ['32'] + ['bfloat16'] * precision.fast()
-  for preset in ['debug'] if quick else ['paper', 'cpu']:
+  for preset in ['debug'] if quick else ['paper', 'small', 'cpu']:
     batch = random_batch(preset)
     agents = {bit: make_agent(preset, precision=bit) for bit in bits}
     functions = {}

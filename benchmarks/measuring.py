@@ -105,8 +105,9 @@ def operations(config, actions=ACTIONS):
       for name, count in (('actor', outputs), ('reward', 1), ('value', 1)))
 
   posts = c.batch_size * c.batch_length
+  decoded = c.batch_size * (c.batch_length // c.decode_stride)
   # With pcont, nothing is imagined from the last state of a sequence.
-  starts = c.batch_size * (c.batch_length - c.pcont)
+  starts = c.batch_size * ((c.batch_length - c.pcont) // c.imag_stride)
   states, returns = c.horizon * starts, (c.horizon - 1) * starts
   action_rows = layers.operations((actions, c.deter_size))
   recurrent = img1 - action_rows + recurrent_kernel
@@ -115,7 +116,7 @@ def operations(config, actions=ACTIONS):
       'observe': posts * (
           3 * (img1 + gru + prior + posterior) - action_rows) - (
               c.batch_size * recurrent),
-      'decoder': posts * 3 * sum(decoder),
+      'decoder': decoded * 3 * sum(decoder),
       'reward and pcont': posts * 3 * (sum(reward) + c.pcont * sum(value)),
       'imagined actions': states * (3 * sum(actor) - actor[0]),
       'imagined states': states * 2 * (img1 + gru + prior) - (
@@ -200,7 +201,7 @@ def pieces(agent, batch):
 
   def imagine(post):
     return dreamer.imagine(
-        post, seed, agent._dynamics, agent._actor, agent.config)
+        post, seed, agent._dynamics, agent._actor, agent.config)[0]
 
   imagined = imagine(post)
 
