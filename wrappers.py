@@ -27,7 +27,7 @@ from envs.pictures import SIZE
 def make_env(
     task, *, action_repeat=2, time_limit=1000, own_limit=False,
     termination=False, action_dim=None, render='default', camera='published',
-    end_of_life=False, noops=0, short_limit=0, short_share=1.0):
+    end_of_life=False, noops=0):
   """Makes an environment that is acted on and seen the same way for any task.
 
   Args:
@@ -46,9 +46,6 @@ def make_env(
       task is seen.
     end_of_life: Whether a lost life terminates an Atari episode.
     noops: Most frames without an action at the beginning of an Atari episode.
-    short_limit: Time limit of short episodes, where it is below the others; 0
-      has none.
-    short_share: Share of the episodes that are short.
 
   Returns:
     A Gymnasium environment. Actions are float32 [action_dim] in [-1, 1], or
@@ -77,10 +74,7 @@ def make_env(
     env = PadActions(env, action_dim)
   if own_limit:
     time_limit = min(time_limit, bullet.limit(task) or time_limit)
-  limits = [
-      max(1, steps // action_repeat)
-      for steps in (min(time_limit, short_limit or time_limit), time_limit)]
-  env = SeededLimit(env, *limits, short_share)
+  env = TimeLimit(env, max(1, time_limit // action_repeat))
   return Pixels(env, base.picture)
 
 
@@ -307,22 +301,6 @@ class OneHotActions(gym.ActionWrapper):
 
   def action(self, action):
     return int(self._start + np.argmax(action))
-
-
-class SeededLimit(TimeLimit):
-  """Truncates episodes; the seed of an episode tells whether it is short."""
-
-  def __init__(self, env, short, long, share):
-    """Args: limits in decisions, and the share of short episodes."""
-    super().__init__(env, long)
-    self._short, self._long, self._share = short, long, share
-
-  def reset(self, *, seed=None, options=None):
-    # Another stream than that of the environment, which has the seed alone.
-    stream = np.random.default_rng(None if seed is None else [seed, 1])
-    self._max_episode_steps = (
-        self._short if stream.random() < self._share else self._long)
-    return super().reset(seed=seed, options=options)
 
 
 class PadActions(gym.ActionWrapper):

@@ -86,8 +86,8 @@ def dreamer():
          'learn from is truncated, where that is sooner than the time limit; 0 '
          'leaves it. Short ones show the beginning of a task more often, and '
          'evaluation keeps the time limit.', low=0)
-  define('collect_share', 1.0, 'Share of the episodes to learn from that '
-         'collect_limit truncates.', low=0, high=1)
+  define('collect_short', 0, 'Episodes of each environment that collect_limit '
+         'truncates, the first ones; 0 for all.', low=0)
   define('termination', False, 'Let PyBullet tasks terminate episodes by their '
          'own rules; turns pcont on.')
   define('end_of_life', False, 'Let a lost life terminate an Atari episode; '
@@ -191,7 +191,7 @@ def dreamer():
       decode_stride=2, imag_stride=2, model_lr=1e-3, value_lr=3e-4,
       actor_lr=3e-4, free_nats=1.0, free_nats_of='step', kl_balance=0.8,
       return_norm=True, actor_entropy=1e-2, actor_min_std=0.1,
-      action_init_std=1.0, collect_limit=200, collect_share=0.5)
+      action_init_std=1.0, collect_limit=200, collect_short=150)
   config.preset(
       'small', cnn_depth=16, deter_size=128, num_units=128, batch_size=8,
       batch_length=16)

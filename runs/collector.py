@@ -43,7 +43,8 @@ class Collector:
     self._on_episode = on_episode
     self._gone = 0
     self._driver = driver.Driver(
-        envs, self._seed(self.layout), self._finished, on_failure)
+        envs, self._seed(self.layout), self._finished, on_failure,
+        limit=_limit(config), short=config.collect_short)
 
   @property
   def step(self):
@@ -129,6 +130,13 @@ class Collector:
 def records_in(path):
   """Time steps of an episode, which its name says."""
   return int(episodes.NAME.fullmatch(path.name)['records'])
+
+
+def _limit(config):
+  """Decisions of a short episode, or None where none are."""
+  if not config.collect_limit:
+    return None
+  return max(1, config.collect_limit // config.action_repeat)
 
 
 def _actions(path):

@@ -14,7 +14,8 @@ class Driver:
   it saves the actions since the last reset and takes them again.
   """
 
-  def __init__(self, envs, seed, on_episode, on_failure=None):
+  def __init__(
+      self, envs, seed, on_episode, on_failure=None, limit=None, short=0):
     """Args:
       envs: from `workers.make`.
       seed: list of numbers that the seeds of episodes are derived from.
@@ -22,8 +23,12 @@ class Driver:
         environment and a dict of arrays `[records, ...]`.
       on_failure: called as `on_failure(error)` when an environment failed and
         its unfinished episode was dropped.
+      limit: decisions after which short episodes are truncated; None has none.
+      short: episodes of each environment that are short, the first ones; 0 for
+        all.
     """
     self._envs = envs
+    self._limit, self._short = limit, short
     self.seed = list(seed)
     self._on_episode = on_episode
     self._on_failure = on_failure
@@ -58,7 +63,7 @@ class Driver:
         self._failed(index, error)
         continue
       self._open[index].append(record)
-      if ended:
+      if ended or self._too_long(index):
         self._finish(index)
 
   def state(self):
@@ -133,6 +138,15 @@ class Driver:
     seed = np.random.default_rng([*self.seed, index, self._begun[index]])
     self._begun[index] += 1
     return self._envs[index].reset(int(seed.integers(2 ** 31 - 1)))
+
+  def _too_long(self, index):
+    """Whether the open episode of an environment is at the end of its limit.
+
+    It follows from the number of the episode, so that a restart repeats it.
+    """
+    if self._limit is None or 0 < self._short < self._begun[index]:
+      return False
+    return len(self._open[index]) - 1 >= self._limit
 
   def _first_record(self, index, result):
     obs, _ = result

@@ -66,7 +66,7 @@ class Run:
     self._history = resume.History(config, agent_class, team, stack)
 
     kinds = list(dict.fromkeys(tasks))
-    envs = make_envs(config, tasks, stack, collect=True)
+    envs = make_envs(config, tasks, stack)
     test_envs = make_envs(config, kinds, stack)
     settings.match_actions(config, {
         task: env.action_space for task, env in zip(tasks, envs)})
@@ -335,15 +335,12 @@ class Run:
 # Parts of a run
 
 
-def make_envs(config, tasks, stack, collect=False):
-  """Environments with actions as wide as those of the widest task.
-
-  `collect`: those whose episodes are learned from, not those of evaluation.
-  """
+def make_envs(config, tasks, stack):
+  """Environments with actions as wide as those of the widest task."""
   def make(task, width=None):
     env = workers.make(
         config.parallel, task, action_dim=width,
-        **settings.environment(config, collect))
+        **settings.environment(config))
     stack.callback(env.close)
     return env
 

@@ -22,16 +22,9 @@ ATARI = dict(
     expl_decay=1e5, expl_min=0.1)
 
 
-def environment(config, collect=False):
-  """Settings of `wrappers.make_env` by name.
-
-  `collect`: for an environment whose episodes are learned from.
-  """
-  values = {name: getattr(config, name) for name in ENVIRONMENT}
-  if collect:
-    values.update(
-        short_limit=config.collect_limit, short_share=config.collect_share)
-  return values
+def environment(config):
+  """Settings of `wrappers.make_env` by name."""
+  return {name: getattr(config, name) for name in ENVIRONMENT}
 
 
 def settle(config, tasks):

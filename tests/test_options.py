@@ -10,9 +10,8 @@ from common.backend import tf, tfd
 from data import checkpoints, episodes
 import dreamer
 import running
-from runs import prediction, settings
+from runs import prediction
 import tools
-import wrappers
 
 ON = dict(
     free_nats=1.0, free_nats_of='step', kl_balance=0.9, decode_stride=2,
@@ -174,24 +173,19 @@ def test_short_episodes_to_learn_from_and_whole_ones_to_judge_by(tmp_path):
   assert tests and {x['test/length'] for x in tests} == {100}
 
 
-def test_some_episodes_to_learn_from_are_short():
-  config = options.dreamer()
-  config.update(dict(
-      time_limit=100, collect_limit=60, collect_share=0.5, render='fast'))
-  made = settings.environment(config, collect=True)
-  env = wrappers.make_env('dmc_pendulum_swingup', **made)
-  lengths = {}
-  for seed in [*range(12), *range(12)]:
-    env.reset(seed=seed)
-    length, over = 0, False
-    while not over:
-      _, _, _, over, _ = env.step(np.zeros(1))
-      length += 1
-    # The same whenever an episode is repeated.
-    assert lengths.setdefault(seed, length) == length
-  assert set(lengths.values()) == {30, 50}
-  assert settings.environment(config) == {
-      name: made[name] for name in settings.ENVIRONMENT}
+def test_the_first_episodes_to_learn_from_are_short(tmp_path):
+  values = dict(
+      threads=1, collect_limit=60, collect_short=2, prefill=100, train_every=10)
+  whole, parts = tmp_path / 'whole', tmp_path / 'parts'
+  assert running.run(whole, steps=400, **values) == 0
+  lengths = lambda logdir: [
+      len(episodes.load(path)['reward'])
+      for path in episodes.paths(logdir / 'episodes')]
+  # Decisions, and the record before them; the last one is not finished.
+  assert lengths(whole) == [31, 31, 51, 51]
+  for steps in (50, 150, 400):  # Stopped in the first, the third.
+    assert running.run(parts, steps=steps, **values) == 0
+  assert lengths(parts) == lengths(whole)
 
 
 def test_metrics_tell_why_an_agent_does_not_learn(tmp_path):
@@ -248,7 +242,7 @@ def test_options_are_off_by_default_and_name_their_source():
   off = dict(
       free_nats_of='batch', kl_balance=0.0, decode_stride=1, imag_stride=1,
       return_norm=False, actor_entropy=0.0, actor_min_std=1e-4,
-      collect_limit=0)
+      collect_limit=0, collect_short=0)
   assert {name: getattr(config, name) for name in off} == off
   assert help_text.count('Dreamer') >= 4 and '2301.04104' in help_text
   assert all(config.method(name) and config.fixed(name) for name in off)

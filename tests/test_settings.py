@@ -122,7 +122,7 @@ def test_a_run_of_another_preset_is_told_which(tmp_path):
   # Of before the preset was changed, and some of the flags were there.
   saved = config_of(tmp_path, '--preset', 'small', '--seed', '3').plain()
   saved.update(preset='cpu', script='dreamer.py', run='a' * 32)
-  del saved['kl_balance'], saved['collect_share']
+  del saved['kl_balance'], saved['collect_short']
   seed = '--seed', '3'
   check_flags(tmp_path, saved, '--preset', 'small', *seed)
   with pytest.raises(terminal.UserError) as error:
