@@ -263,9 +263,12 @@ class Dreamer(saving.Saved):
     units = {
         name: [c.num_units] * count for name, count in layers.HIDDEN.items()}
     self._encode = models.Encoder(c.cnn_depth, c.cnn_act, **common)
+    # On a processor, its steps of few rows lose more time to casts than
+    # bfloat16 gains.
+    exact = dict(dtype='float32') if self.precision == 'bfloat16' else {}
     self._dynamics = models.RSSM(
         self._encode.size, self.action_dim, c.stoch_size, c.deter_size,
-        self.rssm_act, **common)
+        self.rssm_act, **{**common, **exact})
     features = self._dynamics.feature_size
     self._decode = models.Decoder(features, c.cnn_depth, c.cnn_act, **common)
     common.update(act=c.dense_act)
