@@ -1030,6 +1030,14 @@ def test_low_precision(precision):
   assert action.dtype == tf.float32 and np.isfinite(action).all()
 
 
+@pytest.mark.parametrize('precision, rssm', [
+    ('32', 'float32'), ('bfloat16', 'float32'), ('16', 'float16')])
+def test_the_recurrent_model_is_exact_on_a_processor(precision, rssm):
+  agent = make_agent(precision=precision)
+  types = {layer.compute_dtype for layer in agent._dynamics._layers.values()}
+  assert types == {rssm}
+
+
 @pytest.mark.parametrize('precision', ['16', 'bfloat16'])
 def test_low_precision_outside_of_graphs(precision):
   """As people try things out."""
