@@ -186,8 +186,8 @@ def dreamer():
 
   config.preset('paper')
   config.preset(
-      'cpu', cnn_depth=8, deter_size=128, num_units=128, batch_size=16,
-      batch_length=16, train_every=100, train_steps=20, pretrain=500,
+      'cpu', cnn_depth=8, deter_size=128, num_units=128, batch_size=5,
+      train_every=100, train_steps=20, pretrain=500,
       decode_stride=2, imag_stride=2, model_lr=1e-3, value_lr=3e-4,
       actor_lr=3e-4, free_nats=1.0, free_nats_of='step', kl_balance=0.8,
       return_norm=True, actor_entropy=1e-2, actor_min_std=0.1,

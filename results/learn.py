@@ -53,18 +53,21 @@ class Row:
 
 FAST = dict(render='fast')
 ENDS = dict(termination=True)
+# Its run is short, and its score is that of the last ten evaluations.
+OFTEN = dict(eval_every=1000)
 # Seed 0 has been looked at and seed 9 tunes: neither may stand here.
 SEEDS = 1, 2, 3
 LEVELS = [
-    Row('dmc_cartpole_balance', SEEDS, 303, 900, 1.5, more=FAST),
-    Row('dmc_walker_stand', SEEDS, 138, 850, 1.5, more=FAST),
-    Row('dmc_cup_catch', SEEDS, 126, 800, 1.5, more=FAST),
-    Row('InvertedPendulumBulletEnv-v0', SEEDS, 22, 990, 0.25, more=ENDS),
-    Row('InvertedPendulumSwingupBulletEnv-v0', SEEDS, -884, 500, 1),
-    Row('dmc_cartpole_swingup', (1,), 75, 500, 2, more=FAST),
-    Row('dmc_pendulum_swingup', (1,), 10, 700, 2, more=FAST),
-    Row('HopperBulletEnv-v0', (1,), 19, 800, 1, more=ENDS),
-    Row('HalfCheetahBulletEnv-v0', (1,), -1250, 300, 2)]
+    Row('dmc_cartpole_balance', SEEDS, 303, 900, 1.5, 200_000, FAST),
+    Row('dmc_walker_stand', SEEDS, 138, 850, 1.5, 200_000, FAST),
+    Row('dmc_cup_catch', SEEDS, 126, 800, 1.5, 200_000, FAST),
+    Row('InvertedPendulumBulletEnv-v0', SEEDS, 22, 990, 0.25, 40_000,
+        {**ENDS, **OFTEN}),
+    Row('InvertedPendulumSwingupBulletEnv-v0', SEEDS, -884, 500, 1, 150_000),
+    Row('dmc_cartpole_swingup', (1,), 75, 500, 2, 300_000, FAST),
+    Row('dmc_pendulum_swingup', (1,), 10, 700, 2, 300_000, FAST),
+    Row('HopperBulletEnv-v0', (1,), 19, 800, 1, 150_000, ENDS),
+    Row('HalfCheetahBulletEnv-v0', (1,), -1250, 300, 2, 300_000)]
 # Further tasks with one seed each and no level: a table of what to expect.
 FURTHER = [
     Row('dmc_finger_spin', (1,), 2, more=FAST),

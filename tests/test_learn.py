@@ -263,14 +263,14 @@ def test_the_last_film_is_kept_if_it_is_small(tmp_path, monkeypatch):
 def test_the_page_says_what_is_run():
   text = (ROOT / 'results' / 'learning' / 'README.md').read_text()
   found = re.findall(
-      r'^\| ([\w-]+) \| ([\d, ]+) \| ([−\d.,]+) \| ([\d,–]+) \|(.*)\|$',
+      r'^\| ([\w-]+) \| ([\d, ]+) \| ([−\d.,]+) \| ([\d,–]+) \| ([\d,]+) \|(.*)\|$',
       text, re.M)
   assert [
-      (task, seeds, float(random.replace('−', '-').replace(',', '')), level)
-      for task, seeds, random, level, _ in found] == [
+      (task, seeds, float(random.replace('−', '-').replace(',', '')), level,
+       steps) for task, seeds, random, level, steps, _ in found] == [
           (row.task, ', '.join(map(str, row.seeds)), row.random,
-           f'{row.level:g}' if row.level == row.level else '–')
-          for row in learn.table()]
+           f'{row.level:g}' if row.level == row.level else '–',
+           f'{row.steps:,}') for row in learn.table()]
   for row, (*_, words) in zip(learn.table(), found):
     flags = ' '.join(f'--{name} {value}' for name, value in row.more.items())
     assert words.strip(' `') == flags
