@@ -118,6 +118,28 @@ def step_rows(name, preset, bit, seconds, products):
   return rows
 
 
+def formats(quick):
+  """Losses of 200 updates in bfloat16 over those in float32.
+
+  Same weights, batches and noise, of random play; means of the last 50.
+  """
+  updates, last = (4, 2) if quick else (200, 50)
+  preset = 'debug' if quick else 'cpu'
+  with tempfile.TemporaryDirectory(prefix='bench-') as folder:
+    measuring.record_episodes(folder, 1 if quick else 10)
+    losses = {
+        bits: measuring.losses(folder, preset, bits, updates)[-last:].mean(0)
+        for bits in ('32', 'bfloat16')}
+  rows = []
+  for name, exact, rough in zip(
+      measuring.LOSSES, losses['32'], losses['bfloat16']):
+    rows += [
+        row(f'{name} after {updates} updates, float32', exact),
+        row(f'{name} after {updates} updates, bfloat16 / float32',
+            rough / exact)]
+  return rows, {}
+
+
 def profile(quick):
   """Time of the parts of an update, before and after faster convolutions."""
   preset = 'debug' if quick else 'paper'
@@ -311,8 +333,8 @@ def growth(quick):
 
 FIGURES = {
     'step': step, 'profile': profile, 'whole': whole, 'start': start,
-    'acting': acting, 'collection': collection, 'replay': replaying, 'rendering': rendering,
-    'growth': growth}
+    'formats': formats, 'acting': acting, 'collection': collection,
+    'replay': replaying, 'rendering': rendering, 'growth': growth}
 
 
 # The table and the file.

@@ -21,6 +21,12 @@ from runs import collector, devices, driver, loop, workers
 import wrappers
 
 TASK = 'HalfCheetahBulletEnv-v0'
+# Losses, and what of them remains where a prediction is perfect: that of unit
+# Normals, of which an image has 64 x 64 x 3.
+PERFECT = 0.5 * math.log(2 * math.pi)
+LOSSES = {
+    'image_loss': 64 * 64 * 3 * PERFECT, 'reward_loss': PERFECT, 'div': 0,
+    'value_loss': 0}
 WHOLE = TASK, 'dmc_cartpole_balance'
 ACTIONS = 6
 SHEEPRL = files.ROOT / '.venv-sheeprl'
@@ -278,6 +284,24 @@ def record_episodes(folder, count):
     while len(paths) < count:
       collect.step(lambda *_: (rng.uniform(-1, 1, (1, ACTIONS)), None))
   return paths
+
+
+def losses(folder, preset, bits, updates):
+  """Losses [updates, LOSSES] of a new agent on recorded episodes.
+
+  They are those above what a perfect prediction has.
+  """
+  agent = make_agent(preset, precision=bits)
+  config = agent.config
+  episodes = replay.Replay(
+      pathlib.Path(folder, 'recorded'), batch_size=config.batch_size,
+      batch_length=config.batch_length)
+  found = []
+  with contextlib.closing(episodes):
+    for index in range(updates):
+      metrics = agent.train(episodes.sample(index))
+      found.append([float(metrics[name]) for name in LOSSES])
+  return np.array(found) - list(LOSSES.values())
 
 
 def multiply(paths, directory, count):

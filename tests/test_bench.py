@@ -180,6 +180,16 @@ def test_whole_run_is_told_by_its_parts(tmp_path):
   assert parts['evaluation'] + parts['collection'] < rest
 
 
+def test_formats_are_compared_on_the_same_batches():
+  rows, _ = bench.formats(quick=True)
+  values = {line['name']: line['value'] for line in rows}
+  assert len(rows) == 2 * len(measuring.LOSSES)
+  for name in measuring.LOSSES:
+    assert values[f'{name} after 4 updates, float32'] > 0
+    ratio = values[f'{name} after 4 updates, bfloat16 / float32']
+    assert ratio == pytest.approx(1, abs=0.05) and ratio != 1
+
+
 def test_plot(tmp_path):
   picture = tmp_path / 'growth.png'
   bench.plot({
