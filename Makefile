@@ -13,10 +13,10 @@ READY := .venv/ready$(if $(filter-out 0,$(GPU)),-gpu)
 
 # What `make train` trains, with PyBullet and without.
 BULLET = $(shell $(RUN) -c 'import importlib.util as find; print(find.find_spec("pybullet") and 1 or "")' 2>/dev/null)
-BALANCE := --task InvertedPendulumBulletEnv-v0 --termination True --steps 1e5 \
+BALANCE := --task InvertedPendulumBulletEnv-v0 --termination True --steps 4e4 \
+  --eval_every 1000 --eval_episodes 3
+CONTROL := --task dmc_cartpole_balance --render fast --steps 4e4 \
   --eval_every 2500 --eval_episodes 3
-STAND := --task dmc_walker_stand --render fast --steps 2e5 \
-  --eval_every 5000 --eval_episodes 2
 
 .PHONY: help train test slow chaos soak bench study learn try-transfer pybullet clean
 
@@ -24,8 +24,8 @@ help:  ## Lists the targets.
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | column -t -s $$'\t'
 
 train: $(READY)  ## Sets up, then trains a cart to balance a pole on a CPU.
-	@$(if $(BULLET),:,echo 'Without PyBullet (no wheels for this Python), a walker learns to stand.')
-	$(RUN) dreamer.py --preset small $(if $(BULLET),$(BALANCE),$(STAND)) $(ARGS)
+	@$(if $(BULLET),:,echo 'Without PyBullet (no wheels for this Python), the task is one of DeepMind Control.')
+	$(RUN) dreamer.py --preset cpu $(if $(BULLET),$(BALANCE),$(CONTROL)) $(ARGS)
 
 test: .venv/ready-test  ## Sets up, then runs the tests (not the slow ones).
 	$(RUN) -m pytest tests -m 'not slow' --numprocesses 2 --dist loadfile $(ARGS)

@@ -121,8 +121,8 @@ def test_train_has_a_task_that_exists(checkout, bullet):
   config = options.dreamer()
   config.parse(train(checkout))
   assert config.task == (
-      'InvertedPendulumBulletEnv-v0' if bullet else 'dmc_walker_stand')
-  assert config.plain()['preset'] == 'small'
+      'InvertedPendulumBulletEnv-v0' if bullet else 'dmc_cartpole_balance')
+  assert config.plain()['preset'] == 'cpu'
 
 
 def test_pybullet_is_built_in_the_pinned_version(checkout):
