@@ -1,6 +1,7 @@
 """The examples of README, docs/ and CONTRIBUTING do what is said of them."""
 
 import importlib
+import csv
 import json
 import os
 import pathlib
@@ -314,6 +315,27 @@ def test_make_train_learns_as_the_page_says():
     assert f'{scores.count(1000)}' == best
     told = json.loads((ROOT / 'results/learning' / run / 'run.json').read_text())
     assert f'{60 * told["hours"]:.0f}' == minutes
+
+
+def test_the_table_of_tasks_is_as_the_page_says():
+  section = page('learning').split('## A table of tasks')[1].split('\n## ')[0]
+  text = ' '.join(section.split())
+  rows = {row['task']: row for row in csv.DictReader(
+      (ROOT / 'results/learning/table.csv').open())}
+  median, = re.findall(r'level of 990 is not reached \(median (\d+)\)', text)
+  pendulum = rows['InvertedPendulumBulletEnv-v0']
+  assert pendulum['reached'] == 'no'
+  assert median == f'{float(pendulum["median"]):.0f}'
+  told = re.findall(
+      r'with (\d+) where the published agent has (\d+) \((\d+) to (\d+)\)', text)
+  balance = rows['dmc_cartpole_balance']
+  assert told == [tuple(f'{float(balance[name]):.0f}' for name in (
+      'median', 'published', 'published_low', 'published_high'))]
+  evals = re.search(r'80,000 steps were ([\d, ]+) \(', ' '.join(
+      page('learning').split()))[1]
+  assert evals.split(', ') == [
+      f'{score:.0f}' for _, score in evaluations(
+          'runs/dmc_cartpole_balance/dreamer/1')]
 
 
 def test_the_preset_small_learned_as_the_page_says():
