@@ -405,7 +405,8 @@ class TestControl:
         start = time.perf_counter()
         env.render_frame(64, 64)
         measured.append(time.perf_counter() - start)
-    default, fast = map(np.median, seconds)
+    # Other programs only ever make it slower.
+    default, fast = map(min, seconds)
     if default < 0.005:
       pytest.skip('a GPU draws here')
     assert default / fast > 4
