@@ -360,6 +360,22 @@ def test_the_preset_small_learned_as_the_page_says():
   assert f'{len(later)}' == count and f'{np.mean(later):.0f}' == after
 
 
+def test_start_and_formats_are_those_that_are_stored():
+  stored = {}
+  for name in ('start', 'formats'):
+    file = ROOT / 'results/speed' / f'{name}.json'
+    stored.update({
+        row['name']: row['value'] for row in json.loads(file.read_text())['rows']})
+  _, later, _ = re.split('^## .*$', page('speed'), flags=re.M)
+  shown = [float(x) for x in re.findall(r'^\| [^|]+ \| ([\d.]+)', later, re.M)]
+  ratio = '{} after 200 updates, bfloat16 / float32'.format
+  np.testing.assert_allclose(shown, [
+      stored[name] for name in (
+          'command to first update, paper', 'command to first update, cpu',
+          *map(ratio, ('image_loss', 'reward_loss', 'div', 'value_loss')))],
+      rtol=0.005)
+
+
 def test_what_is_not_learned():
   rows = re.findall(
       r'^\| (\S+) \| `(--[^`]+)` \| ([\d,]+) \| (\d+) \| (\d+) \| [^|]+ \|$',
@@ -391,7 +407,8 @@ def evaluations(run, key='test/return', until=np.inf):
 
 def test_speed_is_that_of_the_stored_benchmark():
   rows = json.loads((ROOT / 'results/speed/bench.json').read_text())['rows']
-  section = page('speed')
+  first, later, last = re.split('^## .*$', page('speed'), flags=re.M)
+  section = first + last
   stored = {row['name']: row['value'] for row in rows}
   shown = [
       float(re.match('[0-9.]+', cell)[0])
