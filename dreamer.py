@@ -151,7 +151,7 @@ def behaviour_losses(
       tf.concat([tf.ones_like(pconts[:1]), pconts[:-2]], 0), 0))
   objective = returns / spread
   if config.actor_entropy:
-    # That of the actions which the states of the returns are left by.
+    # The first entropy is at the start, which no return belongs to.
     objective += config.actor_entropy * entropy[1:]
   actor_loss = -tf.reduce_mean(weights * objective)
   # Features do not depend on the variables of the value, so that the values
@@ -263,8 +263,7 @@ class Dreamer(saving.Saved):
     units = {
         name: [c.num_units] * count for name, count in layers.HIDDEN.items()}
     self._encode = models.Encoder(c.cnn_depth, c.cnn_act, **common)
-    # On a processor, its steps of few rows lose more time to casts than
-    # bfloat16 gains.
+    # Steps of few rows lose more time to casts than bfloat16 gains.
     exact = dict(dtype='float32') if self.precision == 'bfloat16' else {}
     self._dynamics = models.RSSM(
         self._encode.size, self.action_dim, c.stoch_size, c.deter_size,
@@ -381,7 +380,8 @@ class Dreamer(saving.Saved):
     policy = self._actor(parts['feat'])
     metrics.update(self._measures(parts, policy))
     metrics.update(
-        div=tf.reduce_mean(parts['div']), prior_ent=tf.reduce_mean(prior.entropy()),
+        div=tf.reduce_mean(parts['div']),
+        prior_ent=tf.reduce_mean(prior.entropy()),
         post_ent=tf.reduce_mean(post.entropy()),
         action_ent=tf.reduce_mean(policy.entropy(noise)))
     return losses, metrics

@@ -92,19 +92,20 @@ def step(quick):
     for bit in bits:
       rows += step_rows(
           f'update, {preset}' + f', {bit}' * (bit != '32'), preset, bit,
-          seconds, work / size)
+          seconds, work, size)
   return rows, {}
 
 
-def step_rows(name, preset, bit, seconds, products):
-  """Rows of an update that is as much arithmetic as so many products."""
+def step_rows(name, preset, bit, seconds, work, size):
+  """Rows of an update of `work` operations, beside a product of `size`."""
   update, product = seconds['update', bit], seconds['product', bit]
   paper = preset == 'paper'
   rows = [
       row(name, np.median(update), 's'),
-      row(f'{name}: time of a product', 1e3 * np.median(product), 'ms'),
+      row(f'{name}: rate of matrix products',
+          size / np.median(product) / 1e9, 'GFLOP/s'),
       # Per round, how long the update would take at the product's rate.
-      row(f'{name}: floor / time', np.median(products * product / update),
+      row(f'{name}: floor / time', np.median(product * work / size / update),
           at_least=0.75 if paper and bit == '32' else None)]
   if bit != '32':
     rows.append(row(

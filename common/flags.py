@@ -247,19 +247,20 @@ class Config:
     self.update(self._presets[name])
 
   def other_presets(self):
-    """Copies that have another preset each, beside the flags that were given."""
-    for name in self._presets:
-      if name != self._values['preset']:
-        other = copy.deepcopy(self)
-        other.update({
-            key: other._flags[key].default
-            for key in self._presets[self._values['preset']]
+    """Copies with each of the other presets: `{name: Config}`.
+
+    Flags that were given by name stay.
+    """
+    mine = self._values['preset']
+    defaults = {key: self._flags[key].default for key in self._presets[mine]}
+    others = {}
+    for name, values in self._presets.items():
+      if name != mine:
+        others[name] = copy.deepcopy(self)
+        others[name].update({
+            key: value for key, value in {**defaults, **values}.items()
             if not self.given(key)})
-        other.update({
-            key: value for key, value in self._presets[name].items()
-            if not self.given(key)})
-        other._values['preset'] = name
-        yield other
+    return others
 
   # Values
 

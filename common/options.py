@@ -31,8 +31,7 @@ def dreamer():
          'defaults, cpu learns on one core with options of later agents, small '
          'has the published losses at small sizes, debug is for tests. Flags '
          'given as well win over it.', ['paper', 'cpu', 'small', 'debug'],
-         fixed=False,
-         method=False)
+         fixed=False, method=False)
   define('seed', 0, 'Seed of the environments, the actions, the batches and '
          'the initial weights.', low=0, high=2 ** 31 - 1, method=False)
   define('steps', int(5e6), 'Environment steps to train for, those of all '
@@ -187,11 +186,11 @@ def dreamer():
   config.preset('paper')
   config.preset(
       'cpu', cnn_depth=8, deter_size=128, num_units=128, batch_size=5,
-      train_every=100, train_steps=20, pretrain=500,
-      decode_stride=2, imag_stride=2, model_lr=1e-3, value_lr=3e-4,
-      actor_lr=3e-4, free_nats=1.0, free_nats_of='step', kl_balance=0.8,
-      return_norm=True, actor_entropy=1e-2, actor_min_std=0.1,
-      action_init_std=1.0, collect_limit=200, collect_short=150)
+      train_every=100, train_steps=20, pretrain=500, model_lr=1e-3,
+      value_lr=3e-4, actor_lr=3e-4, free_nats=1.0, free_nats_of='step',
+      kl_balance=0.8, return_norm=True, actor_entropy=1e-2, actor_min_std=0.1,
+      action_init_std=1.0, decode_stride=2, imag_stride=2, collect_limit=200,
+      collect_short=150)
   config.preset(
       'small', cnn_depth=16, deter_size=128, num_units=128, batch_size=8,
       batch_length=16)

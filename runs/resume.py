@@ -120,8 +120,8 @@ class History:
         f'{name} was {old}, now {new}'
         for name, (old, new) in changes.items())
     presets = [
-        f'--preset {config.plain()["preset"]}' for config in self._config.other_presets()
-        if not _changes(saved, config)]
+        f'--preset {name}' for name, config
+        in self._config.other_presets().items() if not _changes(saved, config)]
     raise terminal.UserError(
         f'{self.logdir} holds a run with another configuration ({words}): '
         f'give it {" or ".join(presets) or "the same flags"} to continue it, '

@@ -148,6 +148,24 @@ def test_actor_loss_is_that_of_scaled_returns_and_entropy():
   assert plain['actor'] - more['actor'] == pytest.approx(10 * bonus, rel=1e-2)
 
 
+def test_entropy_is_that_of_the_actor_at_the_imagined_states():
+  agent = make(actor_entropy=1e-2)
+  seed = tf.constant([3, 4])
+  _, parts = agent.compute(
+      dreamer.tensors(running.random_batch(agent.config)), seed)
+  behaviour = tools.split_seed(seed, 3)[1]
+  feat, entropy = dreamer.imagine(
+      parts['post'], behaviour, agent._dynamics, agent._actor, agent.config)
+  np.testing.assert_allclose(feat, parts['imag_feat'], rtol=1e-4, atol=1e-5)
+  noise = tools.noise(
+      [*feat.shape[:2], 2], tools.split_seed(behaviour, 2)[1], axis=1)
+  expected = agent._actor(feat[:-1]).sampled_entropy(noise[1:])
+  np.testing.assert_allclose(entropy[1:], expected, rtol=1e-4, atol=1e-4)
+  assert dreamer.imagine(
+      parts['post'], behaviour, agent._dynamics, agent._actor,
+      make().config)[1] is None
+
+
 def test_run_with_all_options_goes_on_as_if_it_had_not_been_stopped(tmp_path):
   whole, parts = tmp_path / 'whole', tmp_path / 'parts'
   assert running.run(whole, threads=1, steps=500, **ON) == 0
