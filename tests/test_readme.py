@@ -362,7 +362,7 @@ def test_the_preset_small_learned_as_the_page_says():
 
 def test_start_and_formats_are_those_that_are_stored():
   stored = {}
-  for name in ('start', 'formats'):
+  for name in ('start', 'formats', 'step'):
     file = ROOT / 'results/speed' / f'{name}.json'
     stored.update({
         row['name']: row['value'] for row in json.loads(file.read_text())['rows']})
@@ -372,7 +372,13 @@ def test_start_and_formats_are_those_that_are_stored():
   np.testing.assert_allclose(shown, [
       stored[name] for name in (
           'command to first update, paper', 'command to first update, cpu',
-          *map(ratio, ('image_loss', 'reward_loss', 'div', 'value_loss')))],
+          *map(ratio, ('image_loss', 'reward_loss', 'div', 'value_loss')),
+          'update, paper', 'update, paper: floor / time',
+          'update, paper: time / sheeprl', 'update, paper, bfloat16',
+          'update, paper, bfloat16: floor / time',
+          'update, paper, bfloat16: time / sheeprl',
+          'update, paper, bfloat16: time / float32',
+          'update, cpu, bfloat16: time / float32')],
       rtol=0.005)
 
 
