@@ -59,6 +59,12 @@ def train(folder, *words, **kwargs):
   return shlex.split(command)[2:]
 
 
+@pytest.mark.parametrize('target', ['study', 'learn'])
+def test_tables_get_the_flags_of_make(checkout, target):
+  out = make(checkout, '-n', target, 'ARGS=--do draw').stdout
+  assert out.splitlines()[-1].endswith(f'-m results.{target} --do draw')
+
+
 def test_half_made_environments_are_made_anew(checkout):
   """A `venv` that ended before pip, as Debian's does without python3-venv."""
   broken = program(
