@@ -337,6 +337,7 @@ class Dreamer(saving.Saved):
       Dict of scalar tensors.
     """
     self._make_optimizers()
+    self._slow_down()
     seed = tf.constant([self.config.seed, self.updates])
     self.updates += 1
     return self._train(devices.distribute(self.strategy, batch), seed)
@@ -449,7 +450,15 @@ class Dreamer(saving.Saved):
           self.optimizers[name] = tools.Optimizer(
               name, variables, getattr(c, f'{name}_lr'), c.grad_clip,
               c.weight_decay, c.weight_decay_pattern,
-              scaled=self.precision == '16')
+              scaled=self.precision == '16', eps=c.adam_eps)
+
+  def _slow_down(self):
+    """Sets the learning rates that belong to the present step."""
+    c = self.config
+    if c.lr_end != 1:
+      passed = min(1.0, self.step / max(c.steps, 1))
+      for optimizer in self.optimizers.values():
+        optimizer.slow(1 - passed * (1 - c.lr_end))
 
   @property
   def skipped(self):

@@ -315,14 +315,14 @@ class Optimizer:
 
   def __init__(
       self, name, variables, rate, clip=None, decay=0.0, pattern='.*',
-      scaled=False):
-    self.name = name
+      scaled=False, eps=1e-7):
+    self.name, self.rate = name, rate
     self._variables = dict(variables)
     self._clip, self._decay = clip, decay
     self._decayed = [
         variable for key, variable in self._variables.items()
         if decay and re.search(pattern, key)]
-    self._adam = keras.optimizers.Adam(rate)
+    self._adam = keras.optimizers.Adam(rate, epsilon=eps)
     self._adam.build(list(self._variables.values()))
     self._scaled = scaled
     self._scale = tf.Variable(2.0 ** 15 if scaled else 1.0, trainable=False)
@@ -382,6 +382,10 @@ class Optimizer:
           tf.where(finite & ~grown, self._good + 1, tf.zeros_like(self._good)))
       factor = tf.where(finite, tf.where(grown, 2.0, 1.0), 0.5)
       self._scale.assign(tf.clip_by_value(self._scale * factor, 1.0, 2.0 ** 24))
+
+  def slow(self, factor):
+    """Makes the learning rate `factor` times what it was at first."""
+    self._adam.learning_rate.assign(factor * self.rate)
 
   @property
   def names(self):

@@ -149,6 +149,10 @@ def dreamer():
   define('model_lr', 6e-4, 'Learning rate of the world model.', low=0)
   define('value_lr', 8e-5, 'Learning rate of the value network.', low=0)
   define('actor_lr', 8e-5, 'Learning rate of the actor.', low=0)
+  define('lr_end', 1.0, 'Factor that learning rates have come to, linearly, at '
+         '--steps, where they stay; 1 keeps them.', low=0, high=1)
+  define('adam_eps', 1e-7, 'Constant ε that Adam adds to the root of the second '
+         'moment (DreamerV2: 1e-5).', positive=True)
   define('grad_clip', 100.0, 'Global norm to which gradients are clipped.',
          positive=True)
   define('dataset_balance', False, 'Draw more sequences from the ends of '
