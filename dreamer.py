@@ -450,12 +450,12 @@ class Dreamer(saving.Saved):
           self.optimizers[name] = tools.Optimizer(
               name, variables, getattr(c, f'{name}_lr'), c.grad_clip,
               c.weight_decay, c.weight_decay_pattern,
-              scaled=self.precision == '16', eps=c.adam_eps)
+              scaled=self.precision == '16')
 
   def _slow_down(self):
-    """Sets the learning rates that belong to the present step."""
+    """Gives the optimizers the learning rates of the present step."""
     c = self.config
-    if c.lr_end != 1:
+    if c.lr_end < 1:
       passed = min(1.0, self.step / max(c.steps, 1))
       for optimizer in self.optimizers.values():
         optimizer.slow(1 - passed * (1 - c.lr_end))

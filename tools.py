@@ -315,14 +315,14 @@ class Optimizer:
 
   def __init__(
       self, name, variables, rate, clip=None, decay=0.0, pattern='.*',
-      scaled=False, eps=1e-7):
+      scaled=False):
     self.name, self.rate = name, rate
     self._variables = dict(variables)
     self._clip, self._decay = clip, decay
     self._decayed = [
         variable for key, variable in self._variables.items()
         if decay and re.search(pattern, key)]
-    self._adam = keras.optimizers.Adam(rate, epsilon=eps)
+    self._adam = keras.optimizers.Adam(rate)
     self._adam.build(list(self._variables.values()))
     self._scaled = scaled
     self._scale = tf.Variable(2.0 ** 15 if scaled else 1.0, trainable=False)

@@ -149,10 +149,8 @@ def dreamer():
   define('model_lr', 6e-4, 'Learning rate of the world model.', low=0)
   define('value_lr', 8e-5, 'Learning rate of the value network.', low=0)
   define('actor_lr', 8e-5, 'Learning rate of the actor.', low=0)
-  define('lr_end', 1.0, 'Factor that learning rates have come to, linearly, at '
-         '--steps, where they stay; 1 keeps them.', low=0, high=1)
-  define('adam_eps', 1e-7, 'Constant ε that Adam adds to the root of the second '
-         'moment (DreamerV2: 1e-5).', positive=True)
+  define('lr_end', 1.0, 'Share of the learning rates that is left at the last '
+         'of --steps; they fall linearly, and 1 keeps them.', low=0, high=1)
   define('grad_clip', 100.0, 'Global norm to which gradients are clipped.',
          positive=True)
   define('dataset_balance', False, 'Draw more sequences from the ends of '
@@ -191,10 +189,10 @@ def dreamer():
   config.preset(
       'cpu', cnn_depth=8, deter_size=128, num_units=128, batch_size=5,
       train_every=100, train_steps=20, pretrain=500, model_lr=1e-3,
-      value_lr=3e-4, actor_lr=3e-4, free_nats=1.0, free_nats_of='step',
-      kl_balance=0.8, return_norm=True, actor_entropy=1e-2, actor_min_std=0.1,
-      action_init_std=1.0, decode_stride=2, imag_stride=2, collect_limit=200,
-      collect_short=150)
+      value_lr=3e-4, actor_lr=3e-4, lr_end=0.1, free_nats=1.0,
+      free_nats_of='step', kl_balance=0.8, return_norm=True,
+      actor_entropy=1e-2, actor_min_std=0.1, action_init_std=1.0,
+      decode_stride=2, imag_stride=2, collect_limit=200, collect_short=150)
   config.preset(
       'small', cnn_depth=16, deter_size=128, num_units=128, batch_size=8,
       batch_length=16)

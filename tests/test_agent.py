@@ -951,6 +951,22 @@ def test_each_part_has_its_rate(part, lr):
   assert np.quantile(steps, 0.9) == pytest.approx(1e-3, rel=1e-2)
 
 
+@pytest.mark.parametrize('step, share', [
+    (0, 1.0), (500, 0.55), (1000, 0.1), (1500, 0.1)])
+def test_rates_fall_to_their_end(step, share):
+  plain, falling = make_agent(steps=1000), make_agent(steps=1000, lr_end=0.1)
+  sizes = []
+  for agent in (plain, falling):
+    agent.step = step
+    before = arrays(agent)
+    train(agent)
+    sizes.append({
+        name: np.abs(after - before[name]).max()
+        for name, after in arrays(agent).items()})
+  for name, size in sizes[0].items():
+    assert sizes[1][name] == pytest.approx(share * size, rel=0.02)
+
+
 def test_frozen_variables_stay():
   agent = make_agent(freeze='^(encoder|decoder)/|reward/h0', weight_decay=0.1)
   before = arrays(agent)

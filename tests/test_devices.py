@@ -59,7 +59,7 @@ print('equal')
 
 @pytest.mark.parametrize('more', [{}, dict(
     kl_balance=0.8, free_nats_of='step', decode_stride=2, imag_stride=2,
-    return_norm=True, actor_entropy=0.1, actor_min_std=0.1)])
+    return_norm=True, actor_entropy=0.1, actor_min_std=0.1, lr_end=0.1)])
 def test_two_devices_make_the_update_of_one(more):
   done = subprocess.run(
       [sys.executable, '-c', f'MORE = {more}\n{PROGRAM}'],
