@@ -59,6 +59,8 @@ def define_config():
   define('profiles', False, 'Draw performance profiles over all tasks, and the '
          'probability that a run of a method beats one of the baseline '
          '(Agarwal et al. 2021).', nargs='?')
+  define('tests', False, 'Add to both p-values of permutation tests, and the '
+         'same corrected for the number of comparisons (Holm).', nargs='?')
   config.heading('Look')
   define('size', [2.5, 2.1], 'Width and height of a panel in inches.', nargs=2,
          positive=True)
@@ -144,7 +146,7 @@ def make(args):
     rows_of = {'scores': (scores.score_rows(tasks, ranges, how), how)}
     if args.transfer_report:
       rows, baselines = scores.transfer_rows(
-          tasks, width, args.threshold, one_baseline(curves, args))
+          tasks, width, args.threshold, one_baseline(curves, args), args.tests)
       if not rows:
         raise terminal.UserError(
             '--transfer-report needs runs with transfer and scratch runs '
@@ -158,7 +160,8 @@ def make(args):
         figures['omega'] = drawing.draw_omega(points, args)
     if args.profiles:
       figures['profiles'] = drawing.draw_profiles(tasks, ranges, looks, args)
-      rows = scores.improvement_rows(tasks, reference(tasks, curves, args))
+      rows = scores.improvement_rows(
+          tasks, reference(tasks, curves, args), args.tests)
       if rows:
         rows_of['improvement'] = rows, 'probability'
         figures['improvement'] = drawing.draw_improvement(

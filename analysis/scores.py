@@ -164,7 +164,8 @@ def normalise(score, limits):
 # Transfer
 
 
-def transfer_rows(tasks, width, threshold=None, baseline=None):
+def transfer_rows(
+    tasks, width, threshold=None, baseline=None, tested=False):
   """Gains of transfer over training from scratch on the same task.
 
   The measures are those of Taylor and Stone (2009), as means over runs with
@@ -185,6 +186,8 @@ def transfer_rows(tasks, width, threshold=None, baseline=None):
     threshold: Return, or None.
     baseline: A method in place of scratch, or None for the one that
       `find_baseline` finds.
+    tested: Whether to add `p`, of a permutation test of the areas, and
+      `p_holm`, the same corrected for the number of rows.
 
   Returns:
     A list of rows, and {task: {method: its baseline}}.
@@ -208,12 +211,14 @@ def transfer_rows(tasks, width, threshold=None, baseline=None):
       row = dict(
           task=task, method=method, runs=len(curves),
           scratch_runs=len(scratch),
-          **compare(curves, scratch, width, threshold))
+          **compare(curves, scratch, width, threshold, tested))
       rows.append(row)
       if row['steps'] < 0.5 * max(c.xs[-1] for c in curves + scratch):
         terminal.warn(
             f'{method} and {against} on {task} are compared over '
             f'{tables.si(row["steps"])} steps only: one run ends there.')
+  if tested:
+    correct(rows)
   if len({name for names in used.values() for name in names.values()}) > 1:
     rows = [
         {'task': row['task'], 'method': row['method'],
@@ -269,7 +274,7 @@ def flag_values(curves):
       for key in keys}
 
 
-def compare(curves, scratch, width, threshold=None):
+def compare(curves, scratch, width, threshold=None, tested=False):
   """The measures of `transfer_rows` for the curves of one method."""
   steps = min(curve.xs[-1] for curve in curves + scratch)
   ours = [reading.cut(curve, steps) for curve in curves]
@@ -293,7 +298,8 @@ def compare(curves, scratch, width, threshold=None):
       scratch_reached=int(np.isfinite(hits[1]).sum()),
       steps_to_threshold=_estimate(np.mean, np.minimum(hits[0], steps)),
       steps_saved=_estimate(
-          _difference, *[np.minimum(hit, steps) for hit in hits[::-1]]))
+          _difference, *[np.minimum(hit, steps) for hit in hits[::-1]]),
+      **(dict(p=p_value(*([area] for area in areas))) if tested else {}))
 
 
 def omega_rows(tasks, baselines):
@@ -364,12 +370,14 @@ def _ratio(ours, theirs, axis):
 # Comparing methods over all tasks (Agarwal et al. 2021, arXiv 2108.13264)
 
 
-def improvement_rows(tasks, baseline):
+def improvement_rows(tasks, baseline, tested=False):
   """Probabilities that a run of a method beats a run of the baseline.
 
   Args:
     tasks: {task: {method: [curves]}}.
     baseline: a method on all tasks.
+    tested: whether to add `p`, of a permutation test of the overall scores,
+      and `p_holm`, the same corrected for the number of methods.
 
   Returns:
     A row for each other method that ran all tasks, with the probability and
@@ -387,7 +395,13 @@ def improvement_rows(tasks, baseline):
           [np.array([score(curve) for curve in methods[side]])
            for methods in tasks.values()] for side in (method, baseline))
       row[name] = improvement(ours, theirs)
+      if tested and score is overall_score:
+        row['p'] = p_value(ours, theirs, _improvement)
     rows.append(row)
+  if tested:
+    for row in rows:
+      row['p'] = row.pop('p')  # To the end.
+    correct(rows)
   return rows
 
 
@@ -417,6 +431,57 @@ def _improvement(*groups, axis):
       (np.sign(x[..., :, None] - y[..., None, :]) + 1).mean((-1, -2)) / 2
       for x, y in zip(groups[:half], groups[half:])]
   return np.mean(chances, 0)
+
+
+# Tests
+
+
+def p_value(ours, theirs, statistic=None, count=10_000):
+  """Two-sided p-value of no difference between runs of two methods.
+
+  A permutation test: runs change sides at random within each task, and it is
+  counted how often the statistic is as far from its middle as it is. With n
+  and m runs of one task p is hardly below 2 / (n + m over n), 0.008 for five
+  and five.
+
+  Args:
+    ours, theirs: lists with the scores `[runs]` of each task.
+    statistic: of `(*ours, *theirs, axis)`; the mean over tasks of the
+      difference of the means by default.
+    count: random permutations.
+  """
+  statistic = statistic or _mean_difference
+  rng = np.random.default_rng(0)
+  shuffled = [
+      rng.permuted(np.tile(np.concatenate(pair), (count, 1)), axis=1)
+      for pair in zip(ours, theirs)]
+  parts = [
+      [scores[:, :len(own)] for scores, own in zip(shuffled, ours)],
+      [scores[:, len(own):] for scores, own in zip(shuffled, ours)]]
+  drawn = statistic(*parts[0], *parts[1], axis=1)
+  found = statistic(*ours, *theirs, axis=0)
+  middle = drawn.mean()
+  far = np.abs(drawn - middle) >= np.abs(found - middle) - 1e-12
+  return (1 + int(far.sum())) / (1 + count)
+
+
+def _mean_difference(*groups, axis):
+  half = len(groups) // 2
+  return np.mean([
+      _difference(x, y, axis)
+      for x, y in zip(groups[:half], groups[half:])], 0)
+
+
+def correct(rows):
+  """Adds `p_holm` to rows with `p`: Holm's correction for their number.
+
+  The chance that any `p_holm` is below 0.05 where nothing differs is 0.05.
+  """
+  least = 0.0
+  order = sorted(rows, key=lambda row: row['p'])
+  for index, row in enumerate(order):
+    least = max(least, min(1.0, (len(rows) - index) * row['p']))
+    row['p_holm'] = least
 
 
 def profile(groups, thresholds):

@@ -708,6 +708,60 @@ def test_performance_profile_is_the_share_of_runs_above():
   np.testing.assert_allclose(high, [1, 1, 3 / 5, 0])
 
 
+def test_p_value_is_that_of_all_permutations():
+  rng = np.random.default_rng(0)
+  ours, theirs = rng.normal(1, size=5), rng.normal(size=6)
+  exact = scipy.stats.permutation_test(
+      (ours, theirs), lambda x, y, axis: x.mean(axis) - y.mean(axis),
+      vectorized=True)
+  assert scores.p_value([ours], [theirs]) == pytest.approx(
+      exact.pvalue, abs=0.015)
+  # The share of pairs that are won says nothing else here.
+  assert scores.p_value([theirs + 9], [ours]) == pytest.approx(
+      2 / 462, abs=0.002)
+
+
+def test_p_value_of_tasks_together():
+  # Five of six better on each of three tasks, whose levels differ.
+  rng = np.random.default_rng(0)
+  ours = [level + rng.normal(1, 0.5, 6) for level in (0, 50, 100)]
+  theirs = [level + rng.normal(0, 0.5, 6) for level in (0, 50, 100)]
+  assert scores.p_value(ours, theirs) < 0.001
+  assert scores.p_value(ours, theirs, scores._improvement) < 0.001
+  assert scores.p_value(ours[:1] + theirs[1:2], theirs[:1] + ours[1:2]) > 0.2
+
+
+def test_p_values_of_no_difference_are_small_as_often_as_they_say():
+  rng = np.random.default_rng(2)
+  values = [
+      scores.p_value([rng.normal(size=5)], [rng.normal(size=10)], count=400)
+      for _ in range(300)]
+  assert 0.02 <= np.mean(np.array(values) <= 0.05) <= 0.09
+  assert 0.4 <= np.mean(np.array(values) <= 0.5) <= 0.6
+
+
+def test_holm_corrects_for_the_number_of_rows():
+  rows = [dict(p=p) for p in (0.04, 0.01, 0.03, 0.9)]
+  scores.correct(rows)
+  assert [row['p_holm'] for row in rows] == pytest.approx(
+      [0.09, 0.04, 0.09, 0.9])
+
+
+def test_p_values_of_transfer_stand_in_the_table_if_asked_for(transfer_runs):
+  rows, _ = make(transfer_runs, '--transfer-report')[1]['transfer']
+  assert not {'p', 'p_holm'} & set(rows[0])
+  rows, _ = make(transfer_runs, '--transfer-report', '--tests')[1]['transfer']
+  assert list(rows[0])[-2:] == ['p', 'p_holm']
+  for row in rows:
+    assert row['p'] <= row['p_holm'] <= min(1, len(rows) * row['p'] + 1e-9)
+
+
+def test_p_values_over_all_tasks_stand_in_the_table_if_asked_for(two_tasks):
+  row, = make(two_tasks, '--profiles', '--tests')[1]['improvement'][0]
+  # Three runs a side win on both tasks: 2 of 20 times 20.
+  assert row['p'] == row['p_holm'] == pytest.approx(2 / 400, abs=0.003)
+
+
 def test_profiles_and_improvement_are_drawn(two_tasks, capsys):
   figures, rows_of = make(two_tasks, '--profiles')
   row, = rows_of['improvement'][0]
