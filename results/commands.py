@@ -123,6 +123,8 @@ def state(run):
   """How far a run is, and what it reads that is not kept yet."""
   if keeping.kept(run):
     return 'complete'
+  if keeping.recorded(run):
+    return f'complete, but {run.file} is not here'
   missing = [other.name for other in run.after if not keeping.kept(other)]
   return f'at step {keeping.reached(run):,}' + (
       f', after {" and ".join(missing)}' * bool(missing))
@@ -138,8 +140,9 @@ def work(runs, config, title, table=()):
   `title` and `table` are those of `follow`.
   """
   done = keep(runs)
-  waiting = [run for run in runs if run not in done]
-  terminal.say(f'{len(done)} of {len(runs)} runs are complete.')
+  waiting = wanted(runs, done)
+  total = len(waiting) + len(done)
+  terminal.say(f'{len(runs) - len(waiting)} of {len(runs)} runs are complete.')
   going, failed, came, status = {}, [], [], 0
   progress = Progress(waiting, title)
   with Logdir(config.logdir).lock(), signals.handled(
@@ -167,7 +170,7 @@ def work(runs, config, title, table=()):
             done |= keep([run])
           else:
             word = 'stopped' if status else 'failed'
-          remain = len(runs) - len(done)
+          remain = total - len(done)
           terminal.say(
               f'{word:<8} {ended(run, process, began)}; {remain} remain')
           if word == 'failed':
@@ -199,6 +202,20 @@ def keep(runs):
       keeping.keep(run)
     done.add(run)
   return done
+
+
+def wanted(runs, done):
+  """The runs that are to be made, in their order.
+
+  A source of which the file alone is missing, as in a fresh clone, is made
+  again only for runs that read it.
+  """
+  chosen = []
+  for run in reversed(runs):
+    read = any(run in other.after for other in chosen)
+    if run not in done and (read or not keeping.recorded(run)):
+      chosen.append(run)
+  return chosen[::-1]
 
 
 class Progress:

@@ -62,11 +62,15 @@ def complete(run):
 
 def kept(run):
   """Whether the results hold a run, and what others start from."""
+  return recorded(run) and (run.file is None or run.file.exists())
+
+
+def recorded(run):
+  """Whether the results hold a run, with the file of a source or without."""
   steps = [row['steps'] for row in rows(run.results / 'run.json')]
   return (
       _is_of(run, run.results) and bool(steps)
-      and steps[0] >= run.flags['steps']
-      and (run.file is None or run.file.exists()))
+      and steps[0] >= run.flags['steps'])
 
 
 def _is_of(run, folder):
@@ -208,7 +212,7 @@ def _bundle(run):
   """Keeps of a source run what transfer needs: no optimizers, no progress."""
   checkpoint = Logdir(run.logdir).checkpoint
   data = checkpoints.load(checkpoint)
-  if run.script == 'dreamer-multi-task.py':
+  if run.script != 'dreamer-MMTL.py':  # A whole agent.
     names = 'format', 'script', 'config', 'action_dim', 'step', 'variables'
     checkpoints.save(run.file, {name: data[name] for name in names})
   else:

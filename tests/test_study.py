@@ -535,8 +535,12 @@ def test_what_is_kept_needs_no_log_directory(results, tmp_path):
   assert not keeping.kept(run)
   runs[0].file.unlink()
   assert not keeping.kept(runs[0])
+  # Nothing is to be made of it until a run that reads it is.
+  assert 'is not here' in commands.state(runs[0])
+  assert commands.wanted(runs, commands.keep(runs[1:])) == []
   # A run that failed half way is in the table as well.
   (out / 'runs' / runs[1].name / 'run.json').unlink()
+  assert commands.wanted(runs, commands.keep(runs[2:])) == runs[:2]
   write_run(runs[1], curve(runs[1])[:-2])
   keeping.write_table(runs, out)
   row = read_csv(out / 'runs.csv')[1]

@@ -1,0 +1,189 @@
+"""Runs the second study of transfer, with agents that learn: a table of runs.
+
+python3 -m results.second --logdir ./logdir/second  runs what is missing
+python3 -m results.second --do list                 a command a line
+python3 -m results.second --do keep                 keeps what is complete
+python3 -m results.second --do draw                 figures of --out
+
+It may be stopped at any moment, its runs save themselves; the same command
+continues. A run that is complete is kept in --out, from where it counts. Any of
+its commands may as well be typed by hand.
+"""
+
+import os
+
+from common import terminal
+from results import commands
+
+# The study: all commands, their order and the figures follow from this table.
+
+# Seeds of the targets, and of the sources that each starts from.
+SEEDS = {20: 120, 21: 121, 22: 122, 23: 123, 24: 124}
+# Further seeds from scratch, which all methods are compared with.
+MORE_SCRATCH = 25, 26, 27, 28, 29
+
+POLE = 'InvertedPendulumBulletEnv-v0'
+BALANCE = 'dmc_cartpole_balance'
+SPARSE = 'dmc_cartpole_balance_sparse'
+SWINGUP = 'InvertedPendulumSwingupBulletEnv-v0'
+WALKER = 'dmc_walker_stand'
+SHORT = {
+    POLE: 'pole', BALANCE: 'balance', SPARSE: 'sparse', SWINGUP: 'swingup',
+    WALKER: 'walker'}
+# The sources of each target.
+TARGETS = {
+    POLE: (BALANCE, SPARSE), BALANCE: (POLE, SPARSE), SWINGUP: (POLE, BALANCE)}
+# A target of which each of its sources is a source of its own as well.
+SINGLE = SWINGUP
+# A source of all targets that is another robot.
+MISFIT = WALKER
+# The factors ω of fractional transfer, and that of single and unfit sources.
+FACTORS = 0.0, 0.2, 0.5
+FACTOR = 0.2
+# All is copied, but the weights of actions and the actor's output.
+FULL = dict(scale='', transfer_factor=1.0)
+# What meta-model transfer takes over of the source's autoencoder.
+FORMS = {
+    'encoder': dict(decoder='none'), 'frozen': {},
+    'trained': dict(freeze_decoder=False)}
+# Environment steps of a task, from scratch as well as with transfer.
+STEPS = {
+    POLE: 20_000, BALANCE: 25_000, SPARSE: 25_000, SWINGUP: 40_000,
+    WALKER: 60_000}
+# Environment steps that a source of several tasks makes of each.
+SHARED_STEPS = 30_000
+# Return that an agent needs to count as a source that has learned its task,
+# the mean of its last five evaluations.
+COMPETENT = {POLE: 800, BALANCE: 800, SPARSE: 500, WALKER: 700}
+# Of every run. With one thread it repeats bit for bit.
+FLAGS = dict(
+    preset='cpu', termination=True, pcont=True, render='fast', threads=1,
+    prefill=1000, eval_every=1000, eval_episodes=2, log_images=False)
+
+
+def define_config():
+  return commands.define_config(
+      './logdir/second', './results/second', len(os.sched_getaffinity(0)))
+
+
+def main(argv):
+  config = define_config().command(argv, __doc__)
+  if config.do == 'draw':
+    return commands.draw(drawings(config.out))
+  runs = all_runs(config.logdir, config.out)
+  chosen = commands.select(runs, config.only)
+  return commands.follow(chosen, config, 'study', runs)
+
+
+# The commands
+
+
+def all_runs(logdir, out):
+  """The runs of the table, each after those that it reads, seed by seed."""
+  runs = []
+
+  def add(name, script, seed, *, task=None, steps, after=(), file=None, **own):
+    named = dict(task=task) if script == 'dreamer.py' else dict(task1=task)
+    runs.append(commands.make_run(
+        logdir, out, name, script, {
+            **FLAGS, 'seed': seed, 'steps': steps,
+            **(named if task else {}), **own}, after, file))
+    return runs[-1]
+
+  for index, (seed, earlier) in enumerate(SEEDS.items()):
+    # Those of the first seed are kept with the results.
+    folder = (logdir if index else out) / 'sources' / str(earlier)
+
+    def source(name, script, **own):
+      return add(
+          f'sources/{name}', script, earlier, file=folder / f'{name}.pkl',
+          **own)
+
+    def target(task, name, script, after=(), **own):
+      return add(
+          f'targets/{task}/{name}', script, seed, task=task, steps=STEPS[task],
+          after=after, **own)
+
+    def fractional(task, name, agent, factor, **own):
+      target(
+          task, name, 'dreamer-FTL.py', [agent], transfer=True,
+          source=str(agent.file), transfer_factor=factor, **own)
+
+    misfit = source(
+        SHORT[MISFIT], 'dreamer.py', task=MISFIT, steps=STEPS[MISFIT])
+    singles = {
+        task: source(SHORT[task], 'dreamer.py', task=task, steps=STEPS[task])
+        for task in TARGETS[SINGLE]}
+    for task, tasks in TARGETS.items():
+      pair = '+'.join(SHORT[name] for name in tasks)
+      several = source(
+          pair, 'dreamer-multi-task.py', steps=len(tasks) * SHARED_STEPS,
+          **numbered('task', tasks))
+      encoder = dict(encoder=str(several.file))
+      rewards = [
+          source(f'{pair}/{SHORT[name]}', 'dreamer-MMTL.py', task=name,
+                 steps=STEPS[name], after=[several], n_meta=0, **encoder)
+          for name in tasks]
+      target(task, 'scratch', 'dreamer.py')
+      for factor in FACTORS:
+        fractional(task, f'fractional-{factor}', several, factor)
+      target(task, 'full', 'dreamer-FTL.py', [several], transfer=True,
+             source=str(several.file), **FULL)
+      for name, form in FORMS.items():
+        target(
+            task, f'meta-{name}', 'dreamer-MMTL.py', [several, *rewards],
+            n_meta=len(rewards), **encoder, **form,
+            **numbered('meta', [str(reward.file) for reward in rewards]))
+      fractional(task, 'misfit', misfit, FACTOR)
+      if task == SINGLE:
+        for name, single in singles.items():
+          fractional(task, f'single-{SHORT[name]}', single, FACTOR)
+  for seed in MORE_SCRATCH:
+    for task in TARGETS:
+      add(f'targets/{task}/scratch', 'dreamer.py', seed, task=task,
+          steps=STEPS[task])
+  return runs
+
+
+def numbered(name, values):
+  return {f'{name}{index}': value for index, value in enumerate(values, 1)}
+
+
+# Figures
+
+
+def drawings(out):
+  """The arguments of plotting.py for each folder of figures."""
+  labels = {
+      'scratch': 'Scratch',
+      **{f'fractional-{factor}': f'FTL ω={factor:g}' for factor in FACTORS},
+      'full': 'Full transfer', 'misfit': f'FTL ω={FACTOR:g}, unfit source',
+      'meta-encoder': 'Meta-model, encoder',
+      'meta-frozen': 'Meta-model, frozen autoencoder',
+      'meta-trained': 'Meta-model, decoder trained',
+      **{f'single-{SHORT[task]}': f'FTL ω={FACTOR:g}, {SHORT[task]} alone'
+         for task in TARGETS[SINGLE]}}
+
+  def plot(folder, tasks, methods, *words):
+    chosen = {name: labels[name] for name in methods}
+    return [
+        '--indir', str(out / 'runs' / 'targets'), '--outdir',
+        str(out / 'figures' / folder), '--subdir', 'False', '--group-by',
+        'path', '--aggregate', 'iqm', '--bins', '2500', '--tasks',
+        *(f'^{task}$' for task in tasks), '--methods',
+        *(f'^{name}$' for name in methods), '--transfer-report', '--tests',
+        '--labels', *(word for pair in chosen.items() for word in pair),
+        *words]
+
+  everywhere = [name for name in labels if not name.startswith('single-')]
+  singles = [name for name in labels if name.startswith('single-')]
+  several = f'fractional-{FACTOR}'
+  return [
+      plot('targets', TARGETS, everywhere, '--baseline', 'scratch',
+           '--profiles'),
+      plot('single', [SINGLE], ['scratch', several, *singles], '--baseline',
+           several)]
+
+
+if __name__ == '__main__':
+  terminal.run(main)

@@ -1,0 +1,127 @@
+"""The second study of transfer: its table, its figures, and its words."""
+
+import json
+import pathlib
+
+import pytest
+
+from common import options
+from results import commands, keeping, second
+import running
+from running import write_run
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope='module')
+def runs():
+  return second.all_runs(pathlib.Path('logdir'), pathlib.Path('out'))
+
+
+def targets(runs):
+  return [run for run in runs if run.name.startswith('targets/')]
+
+
+def test_runs_follow_from_the_table(runs):
+  sources = 1 + len(second.TARGETS[second.SINGLE]) + sum(
+      1 + len(tasks) for tasks in second.TARGETS.values())
+  methods = 3 + len(second.FACTORS) + len(second.FORMS)
+  assert len(runs) == len(second.MORE_SCRATCH) * len(second.TARGETS) + len(
+      second.SEEDS) * (sources + len(second.TARGETS) * methods + 2)
+  assert len({run.name for run in runs}) == len(runs)
+  assert len({run.file for run in runs if run.file}) == sources * len(
+      second.SEEDS)
+  for index, run in enumerate(runs):
+    assert all(other in runs[:index] for other in run.after)
+    read = {
+        value for key, value in run.flags.items()
+        if key in ('source', 'encoder', 'meta1', 'meta2')}
+    assert read == {str(other.file) for other in run.after}
+    # Whoever transfers has a source of a seed of its own.
+    assert all(
+        other.flags['seed'] == run.flags['seed'] % 100 + 100
+        for other in run.after)
+  for run in targets(runs):
+    own = {run.flags.get('task'), run.flags.get('task1')} - {None}
+    assert own < set(second.TARGETS)
+    learned = {
+        value for other in run.after for key, value in other.flags.items()
+        if key.startswith('task')}
+    assert not own & learned
+    assert not run.after or learned <= {
+        *second.TARGETS[own.pop()], second.MISFIT}
+
+
+def test_all_methods_have_the_steps_and_flags_of_scratch(runs):
+  for task in second.TARGETS:
+    found = [run for run in targets(runs) if f'/{task}/' in run.name]
+    seeds = {}
+    for run in found:
+      assert run.flags['steps'] == second.STEPS[task]
+      assert second.FLAGS.items() <= run.flags.items()
+      seeds.setdefault(run.name.split('/')[2], []).append(run.flags['seed'])
+    assert sorted(seeds.pop('scratch')) == sorted(
+        [*second.SEEDS, *second.MORE_SCRATCH])
+    assert all(sorted(own) == sorted(second.SEEDS) for own in seeds.values())
+
+
+def test_commands_are_those_of_the_scripts(runs):
+  for run in runs[:len(runs) // len(second.SEEDS)]:
+    script = running.script_module(run.script)
+    config = script.define_config().parse(run.words)
+    assert run.flags.items() <= config.plain().items()
+    if hasattr(script, 'tasks'):
+      assert script.tasks(config)
+
+
+def test_forms_of_meta_model_transfer(runs):
+  found = {
+      run.name.split('/')[2]: run for run in targets(runs)
+      if f'/{second.POLE}/' in run.name and 'meta' in run.name}
+  shown = {
+      name: {key: run.flags.get(key) for key in ('decoder', 'freeze_decoder')}
+      for name, run in found.items()}
+  assert shown == {
+      'meta-encoder': dict(decoder='none', freeze_decoder=None),
+      'meta-frozen': dict(decoder=None, freeze_decoder=None),
+      'meta-trained': dict(decoder=None, freeze_decoder=False)}
+  assert {run.flags['n_meta'] for run in found.values()} == {2}
+
+
+def test_only_the_first_sources_are_kept_with_the_results(runs):
+  folders = {run.file.parts[0] for run in runs if run.file}
+  assert folders == {'out', 'logdir'}
+  assert {run.flags['seed'] for run in runs
+          if run.file and run.file.parts[0] == 'out'} == {
+              next(iter(second.SEEDS.values()))}
+
+
+def curve(run, better):
+  """Metrics of a run, whose returns grow with `better`."""
+  gain = 1 + better + run.flags['seed'] % 5 / 10
+  return [
+      {'step': step, 'test/return': gain * step / 100}
+      for step in range(1000, run.flags['steps'] + 1, 1000)]
+
+
+def test_draw(tmp_path, monkeypatch):
+  """Tables compare every method with all scratch runs, and name the number."""
+  monkeypatch.setattr(second, 'STEPS', dict.fromkeys(second.STEPS, 6000))
+  out = tmp_path / 'out'
+  for run in targets(second.all_runs(tmp_path / 'logdir', out)):
+    write_run(run, curve(run, 'fractional' in run.name))
+    (run.logdir / 'sessions.jsonl').write_text(json.dumps(dict(
+        commit='abc', machine='one', command=run.command)) + '\n')
+    keeping.keep(run)
+  assert second.main(['--do', 'draw', '--out', str(out)]) == 0
+  table = (out / 'figures/targets/transfer.csv').read_text().splitlines()
+  names = table[0].split(',')
+  rows = [dict(zip(names, line.split(','))) for line in table[1:]]
+  assert len(rows) == len(second.TARGETS) * 8
+  assert {(row['runs'], row['scratch_runs']) for row in rows} == {('5', '10')}
+  for row in rows:
+    helps = float(row['p_holm']) < 0.05
+    assert helps == ('fractional' in row['method']), row
+  assert (out / 'figures/targets/improvement.csv').exists()
+  single = (out / 'figures/single/transfer.csv').read_text()
+  assert 'single-pole' in single and 'single-balance' in single
