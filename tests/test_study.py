@@ -533,6 +533,7 @@ def test_what_is_kept_needs_no_log_directory(results, tmp_path):
   assert not keeping.kept(run)
   run.flags.update(steps=run.flags['steps'] - 1, seed=5)
   assert not keeping.kept(run)
+  run.flags['seed'] = 1
   runs[0].file.unlink()
   assert not keeping.kept(runs[0])
   # Nothing is to be made of it until a run that reads it is.
