@@ -18,7 +18,7 @@ BALANCE := --task InvertedPendulumBulletEnv-v0 --termination True --steps 4e4 \
 CONTROL := --task dmc_cartpole_balance --render fast --steps 4e4 \
   --eval_every 2500 --eval_episodes 3
 
-.PHONY: help train test slow chaos soak bench study learn try-transfer pybullet clean
+.PHONY: help train test slow chaos soak bench study second learn try-transfer pybullet clean
 
 help:  ## Lists the targets.
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | column -t -s $$'\t'
@@ -44,6 +44,9 @@ bench: $(READY)  ## Measures speed: a table, bench.json and growth.png.
 
 study: $(READY)  ## Runs what is missing of the study in results/; may be stopped.
 	$(RUN) -m results.study $(ARGS)
+
+second: $(READY)  ## The same for the second study, of agents that learn.
+	$(RUN) -m results.second $(ARGS)
 
 learn: $(READY)  ## Runs what is missing of the table of what a core learns.
 	$(RUN) -m results.learn $(ARGS)

@@ -63,7 +63,7 @@ FLAGS = dict(
 
 def define_config():
   return commands.define_config(
-      './logdir/second', './results/second', len(os.sched_getaffinity(0)))
+      './logdir/second', './results/second_study', len(os.sched_getaffinity(0)))
 
 
 def main(argv):

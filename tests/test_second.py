@@ -125,3 +125,22 @@ def test_draw(tmp_path, monkeypatch):
   assert (out / 'figures/targets/improvement.csv').exists()
   single = (out / 'figures/single/transfer.csv').read_text()
   assert 'single-pole' in single and 'single-balance' in single
+
+
+def test_protocol_is_the_table():
+  page = (ROOT / 'results/second_study/README.md').read_text()
+  one_line = ' '.join(page.split())
+  for task, sources in second.TARGETS.items():
+    row, = [
+        line for line in page.splitlines() if line.startswith(f'| {task} (')]
+    assert f'| {second.STEPS[task]:,} | {", ".join(sources)} |' in row
+  assert f'{second.SHARED_STEPS:,} environment steps of each' in one_line
+  assert f'{second.MISFIT} {second.STEPS[second.MISFIT]:,}.' in one_line
+  for task, level in second.COMPETENT.items():
+    assert f'{level} on {task.removesuffix("BulletEnv-v0")}' in one_line
+  first, last = min(second.SEEDS), max(second.SEEDS)
+  assert f'{first} to {last}, each with sources of its own' in one_line
+  assert f'{first} to {max(second.MORE_SCRATCH)}: everything' in one_line
+  methods = 2 + len(second.FACTORS) + len(second.FORMS)  # Full, and unfit.
+  number = methods * len(second.TARGETS)
+  assert f'There are {number} comparisons with scratch' in one_line

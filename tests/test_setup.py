@@ -59,7 +59,7 @@ def train(folder, *words, **kwargs):
   return shlex.split(command)[2:]
 
 
-@pytest.mark.parametrize('target', ['study', 'learn'])
+@pytest.mark.parametrize('target', ['study', 'second', 'learn'])
 def test_tables_get_the_flags_of_make(checkout, target):
   out = make(checkout, '-n', target, 'ARGS=--do draw').stdout
   assert out.splitlines()[-1].endswith(f'-m results.{target} --do draw')
