@@ -276,15 +276,12 @@ def flag_values(curves):
 
 def compare(curves, scratch, width, threshold=None, tested=False):
   """The measures of `transfer_rows` for the curves of one method."""
-  steps = min(curve.xs[-1] for curve in curves + scratch)
-  ours = [reading.cut(curve, steps) for curve in curves]
-  theirs = [reading.cut(curve, steps) for curve in scratch]
-  floor = min(0.0, np.nanmin(aligned(theirs, width)[1]))
+  ours, theirs, steps, floor = _comparable(curves, scratch, width)
   finals = [np.array([final_score(c) for c in cs]) for cs in (ours, theirs)]
   if threshold is None:
     threshold = floor + 0.9 * (finals[1].mean() - floor)
   starts = [np.array([_start(c) for c in cs]) for cs in (ours, theirs)]
-  areas = [np.array([_area(c) - floor for c in cs]) for cs in (ours, theirs)]
+  areas = [_areas(cs, floor) for cs in (ours, theirs)]
   hits = [
       np.array([_reached(c, width, threshold) for c in cs])
       for cs in (ours, theirs)]
@@ -300,6 +297,24 @@ def compare(curves, scratch, width, threshold=None, tested=False):
       steps_saved=_estimate(
           _difference, *[np.minimum(hit, steps) for hit in hits[::-1]]),
       **(dict(p=p_value(*([area] for area in areas))) if tested else {}))
+
+
+def area_ratios(curves, scratch, width):
+  """Area of each curve over the mean of scratch, `[runs]`.
+
+  Their mean is the `area_ratio` of `compare`; NaN where scratch has no area.
+  """
+  ours, theirs, _, floor = _comparable(curves, scratch, width)
+  return _ratio(_areas(ours, floor)[None], _areas(theirs, floor), 0)
+
+
+def _comparable(curves, scratch, width):
+  """The curves of both up to the same step, that step, and their floor."""
+  steps = min(curve.xs[-1] for curve in curves + scratch)
+  ours = [reading.cut(curve, steps) for curve in curves]
+  theirs = [reading.cut(curve, steps) for curve in scratch]
+  floor = min(0.0, np.nanmin(aligned(theirs, width)[1]))
+  return ours, theirs, steps, floor
 
 
 def omega_rows(tasks, baselines):
@@ -338,6 +353,10 @@ def _start(curve):
   first = curve.xs <= 0.1 * curve.xs[-1]
   first[0] = True
   return curve.ys[first].mean()
+
+
+def _areas(curves, floor):
+  return np.array([_area(curve) - floor for curve in curves])
 
 
 def _area(curve):
