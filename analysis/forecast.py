@@ -12,12 +12,12 @@ import tempfile
 import numpy as np
 
 from analysis.measures import DECISIONS, FIT_STEPS, MEASURES, SEQUENCES
-from common import layers, terminal
+from common import layers, options, terminal
 from common.backend import keras, tf, tfd
 from data import checkpoints, episodes, logdir, replay, saving
 import dreamer
 import models
-from runs import driver, settings, workers
+from runs import driver, workers
 
 # Images from which a state is inferred before dynamics are asked to predict.
 CONTEXT = 5
@@ -186,7 +186,7 @@ def played(config):
   `config` names the `task`, the `decisions` that are to be taken at least, the
   `seed`, and settings of the environment.
   """
-  names = [name for name in settings.ENVIRONMENT if name in config]
+  names = [name for name in options.ENVIRONMENT if name in config]
   env = workers.make(
       'none', config.task, **{name: getattr(config, name) for name in names})
   done = []

@@ -16,6 +16,10 @@ from common import flags
 
 NUMBERED = 8  # Tasks of a run, and source reward models, at most.
 LOGDIR = pathlib.Path('./logdir/TASK/METHOD/SEED')
+# Flags that are settings of `wrappers.make_env`.
+ENVIRONMENT = (
+    'action_repeat', 'time_limit', 'own_limit', 'termination', 'render',
+    'camera', 'end_of_life', 'noops')
 
 
 def dreamer():

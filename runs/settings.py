@@ -1,15 +1,10 @@
 """Flags that follow from the tasks of a run."""
 
-from common import terminal
+from common import options, terminal
 from data.logdir import Logdir
 from envs import bullet
 from runs import resume
 import wrappers
-
-# Settings of `wrappers.make_env` that are flags.
-ENVIRONMENT = (
-    'action_repeat', 'time_limit', 'own_limit', 'termination', 'render',
-    'camera', 'end_of_life', 'noops')
 
 # Atari as published (Hafner et al. 2020, appendix; the flags are those of
 # issues 33 and 48 of github.com/danijar/dreamer; no-ops and the end of a life
@@ -24,7 +19,7 @@ ATARI = dict(
 
 def environment(config):
   """Settings of `wrappers.make_env` by name."""
-  return {name: getattr(config, name) for name in ENVIRONMENT}
+  return {name: getattr(config, name) for name in options.ENVIRONMENT}
 
 
 def settle(config, tasks):
