@@ -1,0 +1,394 @@
+"""Measures of sources against what transfer gained: pairs, tables, page."""
+
+import csv
+import json
+import pathlib
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.stats
+
+from analysis import scores
+from analysis.measures import MEASURES
+from common import terminal
+from results import commands, forecasting, study
+import running
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+STORED = ROOT / 'results' / 'forecast'
+PAGE = (ROOT / 'docs' / 'forecast.md').read_text().split(
+    '## Does the forecast forecast?')[1].split('\n## ')[0]
+TABLES = [
+    'pairs.csv', *(f'correlations.{end}' for end in ('csv', 'md', 'txt'))]
+
+
+@pytest.fixture(autouse=True)
+def root(monkeypatch):
+  monkeypatch.chdir(ROOT)
+
+
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch):
+  """A directory with the runs of the study and the measures, but no source."""
+  for _, _, folder in forecasting.EDITIONS.values():
+    (tmp_path / folder).mkdir()
+    (tmp_path / folder / 'runs').symlink_to(ROOT / folder / 'runs')
+  out = tmp_path / 'results' / 'forecast'
+  out.mkdir()
+  (out / 'measures.json').write_bytes((STORED / 'measures.json').read_bytes())
+  monkeypatch.chdir(tmp_path)
+  return out
+
+
+def read_csv(name):
+  with (STORED / name).open() as file:
+    return list(csv.DictReader(file))
+
+
+# Correlations
+
+
+def correlation(xs, ys, strata=None, clusters=None):
+  count = len(xs)
+  return forecasting.correlation(
+      np.array(xs, float), np.array(ys, float),
+      np.zeros(count, int) if strata is None else np.array(strata),
+      np.arange(count) if clusters is None else np.array(clusters))
+
+
+def test_perfect_order_is_one_and_the_reverse_minus_one():
+  xs = np.arange(8)
+  assert correlation(xs, np.exp(xs)) == (1, 1, 1)
+  assert correlation(xs, -xs) == (-1, -1, -1)
+
+
+def test_order_by_chance_is_about_nothing():
+  rng = np.random.default_rng(0)
+  rho, low, high = correlation(rng.normal(size=200), rng.normal(size=200))
+  assert abs(rho) < 0.15 and low < 0 < high and high - low < 0.4
+
+
+def test_intervals_hold_the_truth_as_often_as_they_say():
+  """Of normal numbers with a correlation of 0.5, Spearman's is known."""
+  rng = np.random.default_rng(1)
+  truth, hits = 6 / np.pi * np.arcsin(0.5 / 2), 0
+  for _ in range(100):
+    xs, noise = rng.normal(size=(2, 40))
+    _, low, high = correlation(xs, 0.5 * xs + 0.75 ** 0.5 * noise)
+    hits += low <= truth <= high
+  assert 88 <= hits <= 100
+
+
+def test_ties_are_those_of_spearman():
+  rng = np.random.default_rng(0)
+  xs, ys = rng.integers(0, 4, (2, 30))
+  assert correlation(xs, ys)[0] == pytest.approx(
+      scipy.stats.spearmanr(xs, ys).statistic)
+
+
+def test_strata_are_compared_inside_only():
+  """Right order in each target, the wrong one between them."""
+  xs, ys = [1, 2, 3, 11, 12, 13], [101, 102, 103, 1, 2, 3]
+  assert correlation(xs, ys)[0] < 0
+  assert correlation(xs, ys, [0, 0, 0, 1, 1, 1])[0] == 1
+
+
+def test_runs_of_the_same_source_do_not_narrow_the_interval():
+  rng = np.random.default_rng(0)
+  xs, ys = rng.normal(size=(2, 8))
+  alone = correlation(xs, ys)
+  often = correlation(
+      np.tile(xs, 10), np.tile(ys, 10), clusters=np.tile(np.arange(8), 10))
+  assert often == pytest.approx(alone)
+
+
+def test_few_sources_have_no_interval():
+  few = forecasting.LEAST - 1
+  for count, known in ((few, False), (few + 1, True)):
+    rho, low, high = correlation(
+        np.arange(2 * count), np.arange(2 * count),
+        clusters=np.repeat(np.arange(count), 2))
+    assert rho == 1 and np.isfinite([low, high]).all() == known
+
+
+def test_numbers_that_do_not_vary_have_no_correlation():
+  assert np.isnan(correlation(np.ones(9), np.arange(9))).all()
+  # Nor has what varies between targets alone, inside of them.
+  assert np.isnan(correlation(
+      np.repeat([0, 1], 5), np.arange(10), np.repeat([0, 1], 5))).all()
+
+
+def frame(**columns):
+  """Pairs of six sources on two targets; image_r2 orders them on each."""
+  rows = [
+      dict(edition='x', target=target, family='fractional', omega=0.2,
+           source=str(source), seed=source, area_ratio=source + shift + 1.0,
+           **{**dict.fromkeys(MEASURES, np.nan), 'image_r2': source - shift})
+      for target, shift in (('a', 0.0), ('b', 100.0)) for source in range(6)]
+  return pd.DataFrame(rows).assign(**columns)
+
+
+def found(table):
+  return {
+      (row['measure'], row['compared']): row
+      for row in forecasting.correlations(table)}
+
+
+def test_measures_that_are_missing_are_left_out():
+  values = np.arange(12.0)
+  values[:4] = np.nan
+  rows = found(frame(divergence=values))
+  assert {measure for measure, _ in rows} == {'image_r2', 'divergence'}
+  assert rows['image_r2', forecasting.WITHIN]['pairs'] == 12
+  assert rows['divergence', forecasting.WITHIN]['pairs'] == 8
+  # More of it, more was gained: less was to be better.
+  assert rows['divergence', forecasting.WITHIN]['rho'] == (-1, -1, -1)
+  assert rows['divergence', forecasting.WITHIN]['finding'] == 'misleads'
+
+
+def test_sources_of_a_target_and_all_pairs():
+  rows = found(frame())
+  row = rows['image_r2', forecasting.WITHIN]
+  assert row['rho'] == (1, 1, 1) and row['finding'] == 'forecasts'
+  assert (row['sources'], row['targets']) == (6, 2)
+  assert rows['image_r2', forecasting.ACROSS]['rho'][0] < 0
+
+
+def test_a_source_alone_at_its_target_is_compared_with_none():
+  table = frame()
+  rows = found(table[(table.target == 'a') | (table.source == '0')])
+  assert rows['image_r2', forecasting.WITHIN]['pairs'] == 6
+  assert rows['image_r2', forecasting.WITHIN]['targets'] == 1
+  assert rows['image_r2', forecasting.ACROSS]['pairs'] == 7
+
+
+def test_few_sources_are_named_as_such():
+  table = frame()
+  rows = found(table[table.source < '3'])
+  for row in rows.values():
+    assert row['finding'] == 'too few sources' and np.isnan(row['rho'][1])
+
+
+# Pairs
+
+
+def test_the_mean_of_ratios_is_the_area_ratio_of_the_transfer_report():
+  table = pd.DataFrame(read_csv('pairs.csv'))
+  table = table[table.edition == 'first']
+  names = {
+      'fractional': 'FTL ω={:g}', 'full': 'FTL ω={:g}',
+      'meta-model, frozen': 'MMTL N=2'}
+  path = ROOT / 'results' / 'figures' / 'targets' / 'transfer.csv'
+  with path.open() as file:
+    report = {
+        (row['task'], row['method']): float(row['area_ratio'])
+        for row in csv.DictReader(file)}
+  seen = set()
+  for (task, family, omega), part in table.groupby(
+      ['target', 'family', 'omega']):
+    key = task, names.get(family, '').format(float(omega))
+    if key in report:
+      seen.add(key)
+      assert part.area_ratio.astype(float).mean() == pytest.approx(
+          report[key], rel=1e-5)
+  assert seen == report.keys()
+
+
+def test_area_ratios_are_above_the_floor_of_scratch():
+  def curve(ys):
+    return scores.reading.Curve(
+        't', 'm', '0', ROOT, {}, np.array([0.0, 10, 20]), np.array(ys, float))
+  scratch = [curve([-10, -10, -10]), curve([-10, 0, 10])]
+  ratios = scores.area_ratios([curve([0, 0, 0])], scratch, 10)
+  assert ratios == pytest.approx([2.0])
+
+
+def test_pairs_are_runs_with_transfer_and_scratch_is_not_broken():
+  pairs = list(forecasting.transfers())
+  assert len(pairs) == len(read_csv('pairs.csv'))
+  for edition, run, scratch in pairs:
+    assert run.after and run.file is None
+    assert edition != 'first' or [other.name for other in scratch] == [
+        f'{forecasting.target(run)}/scratch/{seed}' for seed in study.SEEDS]
+
+
+def test_families_are_what_is_taken_over(tmp_path):
+  def family(script='dreamer-MMTL.py', **own):
+    return forecasting.family(commands.make_run(
+        tmp_path, tmp_path, 'x', script, dict(own, seed=0)))
+  ftl = 'dreamer-FTL.py'
+  assert family(ftl, transfer_factor=0.2) == 'fractional'
+  assert family(ftl, **study.FULL) == 'full'
+  assert family(ftl, scale='', copy='^encoder/', freeze='') == (
+      'autoencoder, trained')
+  assert family(ftl, scale='', copy='^encoder/', freeze='^encoder/') == (
+      'autoencoder, fixed')
+  assert family() == 'meta-model, frozen'
+  assert family(decoder='none') == 'meta-model, encoder'
+  assert family(freeze_decoder=False) == 'meta-model, decoder trained'
+
+
+def test_of_several_reward_models_the_best_counts():
+  several = [{'reward_r2': 0.1, 'image_error': 5.0},
+             {'reward_r2': 0.3, 'image_error': 4.0}, {'reward_r2': None}]
+  assert forecasting.best('reward_r2', several) == 0.3
+  assert forecasting.best('image_error', several) == 4.0
+  assert np.isnan(forecasting.best('divergence', several))
+
+
+def test_a_study_whose_runs_are_not_kept_is_empty(monkeypatch, tmp_path):
+  before = len(list(forecasting.transfers()))
+  monkeypatch.setitem(
+      forecasting.EDITIONS, 'other', (study, 'logdir/x', str(tmp_path)))
+  assert len(list(forecasting.transfers())) == before
+
+
+def test_meta_models_are_measured_by_reward_models_without_dynamics():
+  rows = [
+      row for row in json.loads((STORED / 'measures.json').read_text())
+      if row['edition'] == 'first']
+  alone = [row for row in rows if row['autoencoder'] is None]
+  # Each source on each target, and two reward models of each.
+  assert len(alone) == len(study.SEEDS) * len(study.TARGETS)
+  assert len(rows) == 3 * len(alone)
+  for row in rows:
+    wanted = set(MEASURES) if row in alone else {
+        'image_r2', 'image_error', 'reward_r2', 'reward_log_prob'}
+    assert set(row['measures']) == wanted
+    assert row['how']['termination'] is True
+
+
+# Measuring
+
+
+@pytest.fixture
+def short(monkeypatch):
+  """One seed of one target, and measures that take a moment."""
+  hopper = 'HopperBulletEnv-v0'
+  monkeypatch.setattr(study, 'SEEDS', {10: 110})
+  monkeypatch.setattr(study, 'TARGETS', {hopper: study.TARGETS[hopper]})
+  for name in ('GRID', 'BROKEN', 'AUTOENCODER'):
+    monkeypatch.setattr(study, name, {})
+  for name, value in (('DECISIONS', 100), ('SEQUENCES', 6), ('FIT_STEPS', 2)):
+    monkeypatch.setattr(forecasting.measures, name, value)
+
+
+def test_measuring_goes_on_from_where_it_was(short, tmp_path, capsys):
+  out = tmp_path / 'out'
+  words = ['--do', 'measure', '--out', str(out)]
+  assert forecasting.main(words) == 0
+  assert capsys.readouterr().out.count('measuring ') == 3
+  path = out / 'measures.json'
+  whole = path.read_text()
+  rows = json.loads(whole)
+  # A number that measuring again would change.
+  rows[0]['measures']['image_r2'] = 7.0
+  path.write_text(json.dumps(rows[:-1]))
+  assert forecasting.main(words) == 0
+  text = capsys.readouterr().out
+  assert text.count('measuring ') == 1
+  assert f'measuring {rows[-1]["source"]} on {rows[-1]["target"]}' in text
+  assert json.loads(path.read_text()) == rows
+  assert forecasting.main(words) == 0
+  assert 'measuring ' not in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_stored_measures_are_found_again(tmp_path, monkeypatch):
+  monkeypatch.setattr(study, 'SEEDS', {10: 110})
+  assert forecasting.main(['--do', 'measure', '--out', str(tmp_path)]) == 0
+  stored = forecasting.read(STORED)
+  again = forecasting.read(tmp_path)
+  assert len(again) == 6
+  for key, row in again.items():
+    # None where there is no number.
+    left, right = (
+        pd.Series(one['measures'], dtype=float) for one in (row, stored[key]))
+    pd.testing.assert_series_equal(left, right, rtol=0.05, atol=0.01)
+
+
+def test_sources_that_are_not_here_are_skipped_by_a_line(elsewhere, capsys):
+  path = elsewhere / 'measures.json'
+  path.unlink()
+  assert forecasting.main(['--do', 'measure']) == 0
+  lines = capsys.readouterr().out.splitlines()
+  skipped = [line for line in lines if line.startswith('skipped ')]
+  assert len(skipped) == len(set(skipped)) == 3 * len(study.SEEDS)
+  assert skipped[0] == (
+      'skipped results/sources/110/multi-task.pkl: it is not here; first '
+      'study, sources/multi-task/110')
+  assert lines[-1].endswith('has 0 measurements.')
+  assert not path.exists()
+
+
+def test_measures_that_are_missing_or_damaged_are_one_line(elsewhere):
+  (elsewhere / 'measures.json').write_text('[{"edi')
+  with pytest.raises(terminal.UserError, match='measures.json is damaged'):
+    forecasting.main(['--do', 'draw'])
+  (elsewhere / 'measures.json').unlink()
+  with pytest.raises(terminal.UserError, match='--do measure makes it'):
+    forecasting.main(['--do', 'draw'])
+
+
+# What is stored, and said of it
+
+
+def test_tables_are_drawn_again_without_sources_and_tensorflow(elsewhere):
+  code = (
+      'import sys; from results import forecasting; forecasting.main([]); '
+      'assert "tensorflow" not in sys.modules')
+  subprocess.run(
+      [sys.executable, '-c', code], cwd=elsewhere.parent.parent, check=True,
+      env=running.environment(), stdout=subprocess.DEVNULL)
+  for name in TABLES:
+    assert (elsewhere / name).read_bytes() == (STORED / name).read_bytes()
+  for name in ('forecast.png', 'forecast.pdf'):
+    for folder in (elsewhere, STORED):
+      assert (folder / name).stat().st_size > 5000
+
+
+def test_correlations_are_those_of_the_page():
+  head, _, *rows = [
+      [cell.strip() for cell in line.strip('|').split('|')]
+      for line in PAGE.splitlines() if line.startswith('|')]
+  known = {
+      (row['family'], row['measure']): row
+      for row in read_csv('correlations.csv')
+      if row['compared'] == forecasting.WITHIN}
+  assert [row[0] for row in rows] == list(MEASURES)
+  for measure, *cells in rows:
+    for family, cell in zip(head[1:], cells):
+      row = known.get((family, measure))
+      assert cell == (f'{float(row["rho"]):.2f}' if row else '–')
+  assert {row['finding'] for row in read_csv('correlations.csv')} == {
+      'too few sources'}
+
+
+def test_words_of_the_page_follow_from_the_pairs():
+  text = ' '.join(PAGE.split())
+  table = pd.read_csv(STORED / 'pairs.csv')
+  sources = table.source.nunique()
+  assert f'has {len(table)} pairs' in text and f'only {sources} sources' in text
+  assert f'{sources} are too few ({forecasting.LEAST} are needed)' in text
+  parts = {
+      task: table[(table.family == 'fractional') & (table.target == task)]
+      for task in study.TARGETS}
+  pole, hopper = (
+      (f'{part.image_r2.min():.2f} to {part.image_r2.max():.2f}', len(part),
+       (part.area_ratio > 1).sum()) for part in parts.values())
+  assert (
+      f'it is {pole[0]} on InvertedPendulum, where all {pole[1]} runs' in text)
+  assert pole[1] == pole[2]
+  assert f'{hopper[0]} on Hopper, where {hopper[2]} of {hopper[1]} did' in text
+  frozen = table[table.family.isin(
+      ['meta-model, frozen', 'autoencoder, fixed'])]
+  assert (frozen.image_r2 < 0.5).all() and (frozen.area_ratio < 1).all()
+  count = len(frozen)
+  assert f'in all {count} with a frozen autoencoder, and all {count} lost' in (
+      text)
+  assert parts['HopperBulletEnv-v0'].ahead_15.isna().all()
+  assert re.search('rests on InvertedPendulum alone', text)
