@@ -5,8 +5,10 @@ import contextlib
 import math
 import os
 import pathlib
+import re
 import subprocess
 import sys
+import tempfile
 import time
 from unittest import mock
 
@@ -253,6 +255,44 @@ def pieces(agent, batch):
       'reward': part(agent._reward, reward, feat),
       'imagination and actor': part(agent._actor, act),
       'value': part(agent._value, value)}
+
+
+# Kinds of operations, by what the names of their kernels contain.
+KINDS = {
+    'convolutions': 'Conv2D', 'matrix products': 'MatMul',
+    'zeros for gradients that nobody asks for': 'ZerosLike',
+    'sums of gradients': 'AddN'}
+
+
+def kernels(agent, batch, count=10):
+  """Number of operations in an update, and the share of time of each kind.
+
+  From TensorFlow's profiler, with one thread. The rest is 'others': more than a
+  hundred kinds of small operations, and what lies between operations.
+  """
+  from tensorflow.tsl.profiler.protobuf import xplane_pb2
+  for _ in range(3):
+    update(agent, batch)
+  with tempfile.TemporaryDirectory(prefix='bench-') as folder:
+    tf.profiler.experimental.start(folder)
+    for _ in range(count):
+      update(agent, batch)
+    tf.profiler.experimental.stop()
+    path, = pathlib.Path(folder).rglob('*.xplane.pb')
+    space = xplane_pb2.XSpace.FromString(path.read_bytes())
+  spent, runs, whole = collections.Counter(), 0, 0
+  for plane in space.planes:
+    names = {key: data.name for key, data in plane.event_metadata.items()}
+    for event in (event for line in plane.lines for event in line.events):
+      name = names[event.metadata_id]
+      whole += event.duration_ps * (name == '_update')
+      kernel = re.search(r'[^:]:(\w+)$', name)
+      runs += bool(kernel)
+      for kind, word in KINDS.items():
+        if kernel and word in kernel[1]:
+          spent[kind] += event.duration_ps
+  shares = {kind: spent[kind] / whole for kind in KINDS}
+  return runs / count, {**shares, 'others': 1 - sum(shares.values())}
 
 
 @contextlib.contextmanager
