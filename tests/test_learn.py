@@ -37,7 +37,13 @@ def read_csv(path):
 
 
 def test_runs_follow_from_the_table(tmp_path):
-  runs = learn.all_runs(tmp_path, tmp_path / 'out')
+  *runs, one, two, three = learn.all_runs(tmp_path, tmp_path / 'out')
+  # The last are three of the others in 32 bits.
+  for seed, exact in enumerate((one, two, three), 1):
+    task = exact.flags['task']
+    assert exact.name == f'{task}/float32/{seed}'
+    twin, = [run for run in runs if run.name == f'{task}/dreamer/{seed}']
+    assert exact.flags == {**twin.flags, 'precision': '32'}
   wanted = {(row.task, seed) for row in learn.table() for seed in row.seeds}
   assert len(runs) == len(wanted)
   assert {(run.flags['task'], run.flags['seed']) for run in runs} == wanted
