@@ -190,6 +190,20 @@ def test_formats_are_compared_on_the_same_batches():
     assert ratio == pytest.approx(1, abs=0.05) and ratio != 1
 
 
+def test_operations_of_an_update_are_told_by_their_kinds():
+  rows = {row['name']: row['value'] for row in bench.kernels(quick=True)[0]}
+  count = rows.pop('update, debug: operations')
+  assert 1000 < count < 20_000
+  assert sum(rows.values()) == pytest.approx(1)
+  assert len(rows) == len(measuring.KINDS) + 1
+  assert all(0 < share < 0.95 for share in rows.values())
+
+
+def test_presets_are_compared_in_one_run():
+  before, now, ratio = [row['value'] for row in bench.presets(quick=True)[0]]
+  assert before > 0 and now > 0 and 0.3 < ratio < 3
+
+
 def test_plot(tmp_path):
   picture = tmp_path / 'growth.png'
   bench.plot({
