@@ -4,6 +4,7 @@ python3 -m results.second --logdir ./logdir/second  runs what is missing
 python3 -m results.second --do list                 a command a line
 python3 -m results.second --do keep                 keeps what is complete
 python3 -m results.second --do draw                 figures of --out
+python3 -m results.second --do try                  transfer in fifteen minutes
 
 It may be stopped at any moment, its runs save themselves; the same command
 continues. A run that is complete is kept in --out, from where it counts. Any of
@@ -11,9 +12,11 @@ its commands may as well be typed by hand.
 """
 
 import os
+import pathlib
+import shutil
 
-from common import terminal
-from results import commands
+from common import files, terminal
+from results import commands, keeping
 
 # The study: all commands, their order and the figures follow from this table.
 
@@ -59,15 +62,23 @@ COMPETENT = {POLE: 800, BALANCE: 800, SPARSE: 500, WALKER: 700}
 FLAGS = dict(
     preset='cpu', termination=True, pcont=True, render='fast', threads=1,
     prefill=1000, eval_every=1000, eval_episodes=2, log_images=False)
+# Of the two runs of --do try, from a source that comes with the repository.
+TRIAL = POLE
+TRIAL_FACTOR = 0.5
 
 
 def define_config():
-  return commands.define_config(
-      './logdir/second', './results/second_study', len(os.sched_getaffinity(0)))
+  config = commands.define_config(
+      './logdir/second', './results/second_study',
+      len(os.sched_getaffinity(0)), 'try')
+  config.define('plots', pathlib.Path('./plots'), 'Where --do try draws.')
+  return config
 
 
 def main(argv):
   config = define_config().command(argv, __doc__)
+  if config.do == 'try':
+    return trial(config)
   if config.do == 'draw':
     return commands.draw(drawings(config.out))
   runs = all_runs(config.logdir, config.out)
@@ -183,6 +194,40 @@ def drawings(out):
            '--profiles'),
       plot('single', [SINGLE], ['scratch', several, *singles], '--baseline',
            several)]
+
+
+def trial(config):
+  """Transfer from a source of the results beside training from scratch."""
+  pair = '+'.join(SHORT[name] for name in TARGETS[TRIAL])
+  earlier = next(iter(SEEDS.values()))
+  source = config.out / 'sources' / str(earlier) / f'{pair}.pkl'
+  if not source.exists():
+    raise terminal.UserError(
+        f'{source} is missing: it comes with the repository, or from make '
+        'second.')
+  logdir = config.logdir / 'try'
+  runs = [
+      commands.make_run(
+          logdir, logdir / 'results', f'{TRIAL}/{method}', script,
+          {**FLAGS, 'log_images': True, 'seed': 0, 'steps': STEPS[TRIAL], **own})
+      for method, script, own in (
+          ('scratch', 'dreamer.py', dict(task=TRIAL)),
+          ('transfer', 'dreamer-FTL.py', dict(
+              task1=TRIAL, transfer=True, transfer_factor=TRIAL_FACTOR,
+              source=str(source))))]
+  status = commands.work(runs, config, 'trial') or commands.draw([[
+      '--indir', str(logdir / TRIAL), '--outdir', str(config.plots),
+      '--subdir', 'False', '--bins', '1000']])
+  if status:
+    return status
+  for run in runs:
+    film = run.results / keeping.FILM
+    if film.exists():
+      copy = config.plots / f'{run.name.split("/")[1]}.gif'
+      with files.writing(copy):
+        shutil.copyfile(film, copy)
+      terminal.say(f'{copy} is an episode of its last evaluation.')
+  return 0
 
 
 if __name__ == '__main__':
