@@ -146,6 +146,8 @@ class TestEvaluate:
         '--video', tmp_path / 'film.gif')
     assert done.returncode == 0 and not done.stderr
     assert everything(run) == before
+    assert re.match(
+        r'device CPU .*precision .*parameters$', done.stdout.splitlines()[0])
     scores = returns(done.stdout)
     mean, deviation = re.search(
         r'^return (\S+) ± (\S+) \(mean ± standard deviation with ddof 0, episodes: 3\)$',
