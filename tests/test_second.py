@@ -2,11 +2,16 @@
 
 import json
 import pathlib
+import subprocess
+import sys
 
+from PIL import Image
 import pytest
 
-from common import options
-from results import commands, keeping, second
+from common import terminal
+from data import checkpoints
+import dreamer
+from results import keeping, second
 import running
 from running import write_run
 
@@ -125,6 +130,47 @@ def test_draw(tmp_path, monkeypatch):
   assert (out / 'figures/targets/improvement.csv').exists()
   single = (out / 'figures/single/transfer.csv').read_text()
   assert 'single-pole' in single and 'single-balance' in single
+
+
+def test_trial_needs_the_source(tmp_path):
+  with pytest.raises(terminal.UserError, match='.pkl is missing'):
+    second.main(['--do', 'try', '--out', str(tmp_path)])
+
+
+# Small sizes, and 600 steps.
+SMALL = '''
+from common import terminal
+from results import second
+second.STEPS[second.TRIAL] = 600
+second.FLAGS = dict(
+    preset='debug', termination=True, pcont=True, threads=1, eval_every=200)
+terminal.run(second.main)
+'''
+
+
+def test_trial_draws_two_curves_and_films(tmp_path):
+  config = dreamer.define_config()
+  config.preset_name('debug')
+  config.pcont = True
+  source = tmp_path / 'out/sources/120/balance+sparse.pkl'
+  source.parent.mkdir(parents=True)
+  agent = dreamer.Dreamer(config, 1)
+  checkpoints.save(source, dict(
+      agent.state(), format=checkpoints.CHECKPOINT, script='dreamer.py',
+      config=config.plain(), action_dim=1, step=1))
+  done = subprocess.run(
+      [sys.executable, '-c', SMALL, '--do', 'try', '--logdir',
+       str(tmp_path / 'logdir'), '--out', str(tmp_path / 'out'), '--plots',
+       str(tmp_path / 'plots'), '--jobs', '1'], cwd=ROOT, text=True,
+      capture_output=True)
+  assert done.returncode == 0, done.stderr
+  table = (tmp_path / 'plots/scores.csv').read_text().splitlines()
+  assert [line.split(',')[1] for line in table[1:]] == ['dreamer', 'FTL ω=0.5']
+  assert (tmp_path / 'plots/curves.png').stat().st_size > 5000
+  for name in ('scratch', 'transfer'):
+    with Image.open(tmp_path / f'plots/{name}.gif') as film:
+      assert film.n_frames > 3 and film.size == (64, 64)
+    assert f'{name}.gif is an episode' in done.stdout
 
 
 def test_protocol_is_the_table():
