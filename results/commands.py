@@ -103,6 +103,11 @@ def make_run(logdir, out, name, script, values, after=(), file=None):
       file)
 
 
+def numbered(name, values):
+  """Flags `name1`, `name2` and so on."""
+  return {f'{name}{index}': value for index, value in enumerate(values, 1)}
+
+
 def select(runs, pattern):
   """The runs whose names the pattern finds, and those that they read."""
   try:

@@ -129,7 +129,7 @@ def all_runs(logdir, out):
       pair = '+'.join(SHORT[name] for name in tasks)
       several = source(
           pair, 'dreamer-multi-task.py', steps=len(tasks) * SHARED_STEPS,
-          **numbered('task', tasks))
+          **commands.numbered('task', tasks))
       encoder = dict(encoder=str(several.file))
       rewards = [
           source(f'{pair}/{SHORT[name]}', 'dreamer-MMTL.py', task=name,
@@ -144,7 +144,7 @@ def all_runs(logdir, out):
         target(
             task, f'meta-{name}', 'dreamer-MMTL.py', [several, *rewards],
             n_meta=len(rewards), **encoder, **form,
-            **numbered('meta', [str(reward.file) for reward in rewards]))
+            **commands.numbered('meta', [str(reward.file) for reward in rewards]))
       fractional(task, 'misfit', misfit, FACTOR)
       if task == SINGLE:
         for name, single in singles.items():
@@ -154,10 +154,6 @@ def all_runs(logdir, out):
       add(f'targets/{task}/scratch', 'dreamer.py', seed, task=task,
           steps=STEPS[task])
   return runs
-
-
-def numbered(name, values):
-  return {f'{name}{index}': value for index, value in enumerate(values, 1)}
 
 
 # Figures

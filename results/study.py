@@ -96,14 +96,14 @@ def all_runs(logdir, out):
     source = sources[seed] = add(
         'sources/multi-task', 'dreamer-multi-task.py', earlier,
         file=folder / 'multi-task.pkl', steps=SOURCE_STEPS,
-        **numbered('task', SOURCES))
+        **commands.numbered('task', SOURCES))
     frozen = dict(encoder=str(source.file))
     singles = [
         add(f'{task}/frozen-autoencoder', 'dreamer-MMTL.py', earlier, [source],
             file=folder / f'{task}.pkl', task1=task, n_meta=0,
             steps=SINGLE_STEPS, **frozen)
         for task in SOURCES]
-    models = numbered('meta', [str(single.file) for single in singles])
+    models = commands.numbered('meta', [str(single.file) for single in singles])
     for task, factors in TARGETS.items():
       add(f'{task}/scratch', 'dreamer.py', seed, task=task, steps=STEPS[task])
       fractional(task, factors, seed, source)
@@ -122,10 +122,6 @@ def all_runs(logdir, out):
         transfer(f'autoencoder/{task}/{kind}', task, seed, source, scale='',
                  copy='^(encoder|decoder)/', freeze=freeze, transfer_factor=0.0)
   return runs
-
-
-def numbered(name, values):
-  return {f'{name}{index}': value for index, value in enumerate(values, 1)}
 
 
 # Figures
