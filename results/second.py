@@ -135,6 +135,8 @@ def all_runs(logdir, out):
           source(f'{pair}/{SHORT[name]}', 'dreamer-MMTL.py', task=name,
                  steps=STEPS[name], after=[several], n_meta=0, **encoder)
           for name in tasks]
+      models = commands.numbered(
+          'meta', [str(reward.file) for reward in rewards])
       target(task, 'scratch', 'dreamer.py')
       for factor in FACTORS:
         fractional(task, f'fractional-{factor}', several, factor)
@@ -143,8 +145,7 @@ def all_runs(logdir, out):
       for name, form in FORMS.items():
         target(
             task, f'meta-{name}', 'dreamer-MMTL.py', [several, *rewards],
-            n_meta=len(rewards), **encoder, **form,
-            **commands.numbered('meta', [str(reward.file) for reward in rewards]))
+            n_meta=len(rewards), **encoder, **form, **models)
       fractional(task, 'misfit', misfit, FACTOR)
       if task == SINGLE:
         for name, single in singles.items():
@@ -204,8 +205,9 @@ def trial(config):
   logdir = config.logdir / 'try'
   runs = [
       commands.make_run(
-          logdir, logdir / 'results', f'{TRIAL}/{method}', script,
-          {**FLAGS, 'log_images': True, 'seed': 0, 'steps': STEPS[TRIAL], **own})
+          logdir, logdir / 'results', f'{TRIAL}/{method}', script, {
+              **FLAGS, 'log_images': True, 'seed': 0, 'steps': STEPS[TRIAL],
+              **own})
       for method, script, own in (
           ('scratch', 'dreamer.py', dict(task=TRIAL)),
           ('transfer', 'dreamer-FTL.py', dict(
