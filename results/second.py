@@ -14,7 +14,9 @@ its commands may as well be typed by hand.
 import os
 import pathlib
 import shutil
+import statistics
 
+from analysis import tables
 from common import files, terminal
 from results import commands, keeping
 
@@ -56,7 +58,8 @@ STEPS = {
 # Environment steps that a source of several tasks makes of each.
 SHARED_STEPS = 30_000
 # Return that an agent needs to count as a source that has learned its task,
-# the mean of its last five evaluations.
+# the mean of its last evaluations, so many.
+LAST = 5
 COMPETENT = {POLE: 800, BALANCE: 800, SPARSE: 500, WALKER: 700}
 # Of every run. With one thread it repeats bit for bit.
 FLAGS = dict(
@@ -80,6 +83,7 @@ def main(argv):
   if config.do == 'try':
     return trial(config)
   if config.do == 'draw':
+    draw_sources(config.out)
     return commands.draw(drawings(config.out))
   runs = all_runs(config.logdir, config.out)
   chosen = commands.select(runs, config.only)
@@ -157,7 +161,46 @@ def all_runs(logdir, out):
   return runs
 
 
-# Figures
+# Figures and tables
+
+
+def draw_sources(out):
+  """Writes how well the sources that are kept have learned their tasks."""
+  rows = source_rows(out)
+  if rows:
+    terminal.say(f'sources\n{tables.write(out / "sources", rows, "mean")}\n')
+
+
+def source_rows(out):
+  """A row for each source and task that it learned, with all seeds.
+
+  `scores` are means of the last evaluations, and `learned` counts those that
+  reach `level`.
+  """
+  found = {}
+  for run in all_runs(out, out):
+    if run.file and keeping.recorded(run):
+      tasks = [run.flags[key] for key in ('task', 'task1', 'task2')
+               if key in run.flags]
+      for task in tasks:
+        name = run.name.split('/', 1)[1].rsplit('/', 1)[0]
+        found.setdefault((name, task), []).append(
+            score_of(run, task if len(tasks) > 1 else None))
+  return [
+      dict(source=name, task=task, level=float(COMPETENT[task]),
+           scores=', '.join(f'{score:.0f}' for score in scores),
+           learned=f'{sum(x >= COMPETENT[task] for x in scores)} of '
+           f'{len(scores)}')
+      for (name, task), scores in found.items()]
+
+
+def score_of(run, task=None):
+  """The mean of the last evaluations of a run, of one of its tasks."""
+  key = f'{task}/test/return' if task else 'test/return'
+  returns = [
+      row[key] for row in keeping.rows(run.results / 'metrics.jsonl')
+      if key in row]
+  return statistics.fmean(returns[-LAST:])
 
 
 def drawings(out):

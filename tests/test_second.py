@@ -132,6 +132,48 @@ def test_draw(tmp_path, monkeypatch):
   assert 'single-pole' in single and 'single-balance' in single
 
 
+def test_sources_are_scored_by_their_last_evaluations(tmp_path, monkeypatch):
+  monkeypatch.setattr(second, 'STEPS', dict.fromkeys(second.STEPS, 6000))
+  monkeypatch.setattr(second, 'SHARED_STEPS', 3000)
+  for run in second.all_runs(tmp_path, tmp_path):
+    if run.file and run.flags['seed'] in (120, 121):
+      tasks = [value for key, value in run.flags.items()
+               if key.startswith('task')]
+      lines = []
+      for step in range(1000, 7000, 1000):
+        for number, task in enumerate(tasks):
+          # 100, 200, … 600 times a number: the mean of the last five is 400.
+          value = step / 10 * (run.flags['seed'] - 119) * (number + 1)
+          lines.append({'step': step, 'test/return': value})
+          if len(tasks) > 1:
+            lines[-1][f'{task}/test/return'] = value
+      write_run(run, lines, dreamer.Dreamer(small(), 1))
+      (run.logdir / 'sessions.jsonl').write_text(json.dumps(dict(
+          commit='abc', machine='one', command=run.command)) + '\n')
+      keeping.keep(run)
+  rows = {
+      (row['source'], row['task']): row
+      for row in second.source_rows(tmp_path)}
+  # Two runs of one task, one of the unfit robot, and nine of the pairs.
+  assert len(rows) == 3 + 3 * (2 + 2)
+  row = rows['walker', second.WALKER]
+  assert (row['scores'], row['learned']) == ('400, 800', '1 of 2')
+  row = rows['pole+balance', second.BALANCE]
+  assert (row['scores'], row['learned']) == ('800, 1600', '2 of 2')
+  row = rows['pole+balance/balance', second.BALANCE]
+  assert (row['scores'], row['learned']) == ('400, 800', '1 of 2')
+  # The files of other seeds than the first may be elsewhere.
+  (tmp_path / 'sources/121/walker.pkl').unlink()
+  assert len(second.source_rows(tmp_path)) == len(rows)
+
+
+def small():
+  config = dreamer.define_config()
+  config.preset_name('debug')
+  config.pcont = True
+  return config
+
+
 def test_trial_needs_the_source(tmp_path):
   with pytest.raises(terminal.UserError, match='.pkl is missing'):
     second.main(['--do', 'try', '--out', str(tmp_path)])
@@ -149,9 +191,7 @@ terminal.run(second.main)
 
 
 def test_trial_draws_two_curves_and_films(tmp_path):
-  config = dreamer.define_config()
-  config.preset_name('debug')
-  config.pcont = True
+  config = small()
   source = tmp_path / 'out/sources/120/balance+sparse.pkl'
   source.parent.mkdir(parents=True)
   agent = dreamer.Dreamer(config, 1)
