@@ -28,20 +28,19 @@ SEEDS = {20: 120, 21: 121, 22: 122, 23: 123, 24: 124}
 MORE_SCRATCH = 25, 26, 27, 28, 29
 
 POLE = 'InvertedPendulumBulletEnv-v0'
+PENDULUM = 'InvertedPendulumSwingupBulletEnv-v0'
+SWINGUP = 'dmc_cartpole_swingup'
 BALANCE = 'dmc_cartpole_balance'
 SPARSE = 'dmc_cartpole_balance_sparse'
-SWINGUP = 'InvertedPendulumSwingupBulletEnv-v0'
 WALKER = 'dmc_walker_stand'
-SHORT = {
-    POLE: 'pole', BALANCE: 'balance', SPARSE: 'sparse', SWINGUP: 'swingup',
-    WALKER: 'walker'}
-# The sources of each target.
-TARGETS = {
-    POLE: (BALANCE, SPARSE), BALANCE: (POLE, SPARSE), SWINGUP: (POLE, BALANCE)}
-# A target of which each of its sources is a source of its own as well.
-SINGLE = SWINGUP
-# A source of all targets that is another robot.
+TARGETS = POLE, PENDULUM, SWINGUP
+# Learned together by the source of all targets, and each by one of its own.
+SOURCES = BALANCE, SPARSE
+# The target on which one source is compared with several.
+SINGLE = POLE
+# A source that is another robot.
 MISFIT = WALKER
+SHORT = {BALANCE: 'balance', SPARSE: 'sparse', WALKER: 'walker'}
 # The factors ω of fractional transfer, and that of single and unfit sources.
 FACTORS = 0.0, 0.2, 0.5
 FACTOR = 0.2
@@ -53,14 +52,14 @@ FORMS = {
     'trained': dict(freeze_decoder=False)}
 # Environment steps of a task, from scratch as well as with transfer.
 STEPS = {
-    POLE: 20_000, BALANCE: 25_000, SPARSE: 25_000, SWINGUP: 40_000,
-    WALKER: 60_000}
-# Environment steps that a source of several tasks makes of each.
-SHARED_STEPS = 30_000
+    POLE: 20_000, PENDULUM: 30_000, SWINGUP: 40_000, BALANCE: 25_000,
+    SPARSE: 25_000, WALKER: 60_000}
+# Environment steps that the source of several tasks makes of each.
+SHARED_STEPS = 20_000
 # Return that an agent needs to count as a source that has learned its task,
 # the mean of its last evaluations, so many.
 LAST = 5
-COMPETENT = {POLE: 800, BALANCE: 800, SPARSE: 500, WALKER: 700}
+COMPETENT = {BALANCE: 800, SPARSE: 500, WALKER: 700}
 # Of every run. With one thread it repeats bit for bit.
 FLAGS = dict(
     preset='cpu', termination=True, pcont=True, render='fast', threads=1,
@@ -124,23 +123,20 @@ def all_runs(logdir, out):
           task, name, 'dreamer-FTL.py', [agent], transfer=True,
           source=str(agent.file), transfer_factor=factor, **own)
 
-    misfit = source(
-        SHORT[MISFIT], 'dreamer.py', task=MISFIT, steps=STEPS[MISFIT])
     singles = {
-        task: source(SHORT[task], 'dreamer.py', task=task, steps=STEPS[task])
-        for task in TARGETS[SINGLE]}
-    for task, tasks in TARGETS.items():
-      pair = '+'.join(SHORT[name] for name in tasks)
-      several = source(
-          pair, 'dreamer-multi-task.py', steps=len(tasks) * SHARED_STEPS,
-          **commands.numbered('task', tasks))
-      encoder = dict(encoder=str(several.file))
-      rewards = [
-          source(f'{pair}/{SHORT[name]}', 'dreamer-MMTL.py', task=name,
-                 steps=STEPS[name], after=[several], n_meta=0, **encoder)
-          for name in tasks]
-      models = commands.numbered(
-          'meta', [str(reward.file) for reward in rewards])
+        task: source(name, 'dreamer.py', task=task, steps=STEPS[task])
+        for task, name in SHORT.items()}
+    several = source(
+        'several', 'dreamer-multi-task.py', steps=len(SOURCES) * SHARED_STEPS,
+        **commands.numbered('task', SOURCES))
+    encoder = dict(encoder=str(several.file))
+    rewards = [
+        source(f'reward-{SHORT[task]}', 'dreamer-MMTL.py', task=task,
+               steps=STEPS[task], after=[several], n_meta=0, **encoder)
+        for task in SOURCES]
+    models = commands.numbered(
+        'meta', [str(reward.file) for reward in rewards])
+    for task in TARGETS:
       target(task, 'scratch', 'dreamer.py')
       for factor in FACTORS:
         fractional(task, f'fractional-{factor}', several, factor)
@@ -150,10 +146,9 @@ def all_runs(logdir, out):
         target(
             task, f'meta-{name}', 'dreamer-MMTL.py', [several, *rewards],
             n_meta=len(rewards), **encoder, **form, **models)
-      fractional(task, 'misfit', misfit, FACTOR)
-      if task == SINGLE:
-        for name, single in singles.items():
-          fractional(task, f'single-{SHORT[name]}', single, FACTOR)
+      fractional(task, 'misfit', singles[MISFIT], FACTOR)
+    for task in SOURCES:
+      fractional(SINGLE, f'single-{SHORT[task]}', singles[task], FACTOR)
   for seed in MORE_SCRATCH:
     for task in TARGETS:
       add(f'targets/{task}/scratch', 'dreamer.py', seed, task=task,
@@ -213,7 +208,7 @@ def drawings(out):
       'meta-frozen': 'Meta-model, frozen autoencoder',
       'meta-trained': 'Meta-model, decoder trained',
       **{f'single-{SHORT[task]}': f'FTL ω={FACTOR:g}, {SHORT[task]} alone'
-         for task in TARGETS[SINGLE]}}
+         for task in SOURCES}}
 
   def plot(folder, tasks, methods, *words):
     chosen = {name: labels[name] for name in methods}
@@ -238,9 +233,8 @@ def drawings(out):
 
 def trial(config):
   """Transfer from a source of the results beside training from scratch."""
-  pair = '+'.join(SHORT[name] for name in TARGETS[TRIAL])
   earlier = next(iter(SEEDS.values()))
-  source = config.out / 'sources' / str(earlier) / f'{pair}.pkl'
+  source = config.out / 'sources' / str(earlier) / 'several.pkl'
   if not source.exists():
     raise terminal.UserError(
         f'{source} is missing: it comes with the repository, or from make '

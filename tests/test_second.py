@@ -28,11 +28,12 @@ def targets(runs):
 
 
 def test_runs_follow_from_the_table(runs):
-  sources = 1 + len(second.TARGETS[second.SINGLE]) + sum(
-      1 + len(tasks) for tasks in second.TARGETS.values())
+  # One of all source tasks, and for each a reward model and one of its own.
+  sources = 1 + 2 * len(second.SOURCES) + 1
   methods = 3 + len(second.FACTORS) + len(second.FORMS)
   assert len(runs) == len(second.MORE_SCRATCH) * len(second.TARGETS) + len(
-      second.SEEDS) * (sources + len(second.TARGETS) * methods + 2)
+      second.SEEDS) * (
+          sources + len(second.TARGETS) * methods + len(second.SOURCES))
   assert len({run.name for run in runs}) == len(runs)
   assert len({run.file for run in runs if run.file}) == sources * len(
       second.SEEDS)
@@ -53,8 +54,9 @@ def test_runs_follow_from_the_table(runs):
         value for other in run.after for key, value in other.flags.items()
         if key.startswith('task')}
     assert not own & learned
-    assert not run.after or learned <= {
-        *second.TARGETS[own.pop()], second.MISFIT}
+    assert learned in (
+        set(), set(second.SOURCES), {second.MISFIT},
+        *({task} for task in second.SOURCES))
 
 
 def test_all_methods_have_the_steps_and_flags_of_scratch(runs):
@@ -129,7 +131,7 @@ def test_draw(tmp_path, monkeypatch):
     assert helps == ('fractional' in row['method']), row
   assert (out / 'figures/targets/improvement.csv').exists()
   single = (out / 'figures/single/transfer.csv').read_text()
-  assert 'single-pole' in single and 'single-balance' in single
+  assert 'single-sparse' in single and 'single-balance' in single
 
 
 def test_sources_are_scored_by_their_last_evaluations(tmp_path, monkeypatch):
@@ -154,13 +156,13 @@ def test_sources_are_scored_by_their_last_evaluations(tmp_path, monkeypatch):
   rows = {
       (row['source'], row['task']): row
       for row in second.source_rows(tmp_path)}
-  # Two runs of one task, one of the unfit robot, and nine of the pairs.
-  assert len(rows) == 3 + 3 * (2 + 2)
+  # Three of one task, one of both, and two reward models.
+  assert len(rows) == 3 + 2 + 2
   row = rows['walker', second.WALKER]
   assert (row['scores'], row['learned']) == ('400, 800', '1 of 2')
-  row = rows['pole+balance', second.BALANCE]
+  row = rows['several', second.SPARSE]
   assert (row['scores'], row['learned']) == ('800, 1600', '2 of 2')
-  row = rows['pole+balance/balance', second.BALANCE]
+  row = rows['reward-balance', second.BALANCE]
   assert (row['scores'], row['learned']) == ('400, 800', '1 of 2')
   # The files of other seeds than the first may be elsewhere.
   (tmp_path / 'sources/121/walker.pkl').unlink()
@@ -192,7 +194,7 @@ terminal.run(second.main)
 
 def test_trial_draws_two_curves_and_films(tmp_path):
   config = small()
-  source = tmp_path / 'out/sources/120/balance+sparse.pkl'
+  source = tmp_path / 'out/sources/120/several.pkl'
   source.parent.mkdir(parents=True)
   agent = dreamer.Dreamer(config, 1)
   checkpoints.save(source, dict(
@@ -216,14 +218,13 @@ def test_trial_draws_two_curves_and_films(tmp_path):
 def test_protocol_is_the_table():
   page = (ROOT / 'results/second_study/README.md').read_text()
   one_line = ' '.join(page.split())
-  for task, sources in second.TARGETS.items():
+  for task in (*second.TARGETS, *second.SOURCES, second.MISFIT):
     row, = [
-        line for line in page.splitlines() if line.startswith(f'| {task} (')]
-    assert f'| {second.STEPS[task]:,} | {", ".join(sources)} |' in row
+        line for line in page.splitlines() if line.startswith(f'| {task} ')]
+    assert f'| {second.STEPS[task]:,} |' in row
+    if task in second.COMPETENT:
+      assert row.endswith(f'| {second.COMPETENT[task]} |')
   assert f'{second.SHARED_STEPS:,} environment steps of each' in one_line
-  assert f'{second.MISFIT} {second.STEPS[second.MISFIT]:,}.' in one_line
-  for task, level in second.COMPETENT.items():
-    assert f'{level} on {task.removesuffix("BulletEnv-v0")}' in one_line
   first, last = min(second.SEEDS), max(second.SEEDS)
   assert f'{first} to {last}, each with sources of its own' in one_line
   assert f'{first} to {max(second.MORE_SCRATCH)}: everything' in one_line
