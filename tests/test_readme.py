@@ -315,6 +315,17 @@ def test_make_train_learns_as_the_page_says():
     assert f'{scores.count(1000)}' == best
     told = json.loads((ROOT / 'results/learning' / run / 'run.json').read_text())
     assert f'{60 * told["hours"]:.0f}' == minutes
+    assert {score for step, score in returns if step >= 35000} == {1000}
+  text = ' '.join(section.split())
+  means = re.search(
+      r'same seeds have means of (\d+), (\d+) and ([\d,]+), after (\d+)', text)
+  assert means.groups()[:3] == tuple(
+      f'{np.mean([score for _, score in evaluations(run)][-10:]):,.0f}'
+      for run in (f'runs/InvertedPendulumBulletEnv-v0/float32/{seed}'
+                  for seed in (1, 2, 3)))
+  firsts = sorted(int(row[1].replace(',', '')) for row in rows)
+  assert (f'after {firsts[0]:,} to {firsts[-1]:,} environment steps' in
+          ' '.join(PAGES['README.md'].split()))
 
 
 def test_the_table_of_tasks_is_as_the_page_says():
