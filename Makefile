@@ -51,8 +51,8 @@ second: $(READY)  ## The same for the second study, of agents that learn.
 learn: $(READY)  ## Runs what is missing of the table of what a core learns.
 	$(RUN) -m results.learn $(ARGS)
 
-try-transfer: $(READY)  ## Transfer from a stored source beside scratch: curves, films.
-	$(RUN) -m results.second --do try $(ARGS)
+try-transfer: $(READY)  ## Transfer from the stored source beside scratch, two curves.
+	$(RUN) -m results.study --do try $(ARGS)
 
 pybullet: $(READY)  ## Builds PyBullet from source where it has no wheels.
 	$(PIP) $$(sed -n 's/^\(pybullet[^;]*\);.*/\1/p' requirements.txt)

@@ -613,6 +613,11 @@ def test_draw(results):
   assert {row['task'] for row in rows} >= set(study.SOURCES)
 
 
+def test_trial_needs_the_source(tmp_path):
+  with pytest.raises(terminal.UserError, match='multi-task.pkl is missing'):
+    study.main(['--do', 'try', '--out', str(tmp_path)])
+
+
 def test_readme_tells_what_is_run():
   text = (ROOT / 'results' / 'README.md').read_text()
   for fact in (
@@ -640,25 +645,26 @@ import sys
 from common import files, terminal
 from results import study
 study.SEEDS = {0: 100}
-task = next(iter(study.TARGETS))
-study.TARGETS, study.GRID = {task: (0.2,)}, {}
+study.TARGETS, study.GRID = {study.TRIAL_TASK: (0.2,)}, {}
 study.SINGLE_STEPS = study.SOURCE_STEPS = 600
-study.STEPS = {task: 600}
-study.FLAGS = dict(
-    preset='debug', threads=1, log_images=False, eval_every=200)
+study.STEPS = {study.TRIAL_TASK: 600}
+study.TRIAL['steps'] = 600
+study.FLAGS = dict(preset='debug', threads=1, log_images=False)
+study.TRIAL['eval_every'] = study.FLAGS['eval_every'] = 200
 terminal.run(study.main)
 '''
 
 
 @pytest.mark.slow
 def test_study_of_real_runs(tmp_path):
-  """Stopped and continued, collected, and drawn."""
+  """Stopped and continued, collected, drawn, and tried."""
   logdir = tmp_path / 'logdir'
 
   def start(*words):
     return subprocess.Popen(
         [sys.executable, '-c', SMALL, '--logdir', str(logdir), '--out',
-         str(tmp_path / 'results'), *words], cwd=ROOT)
+         str(tmp_path / 'results'), '--plots', str(tmp_path / 'plots'),
+         *words], cwd=ROOT)
 
   driver = start()
   scratch = logdir / BALANCE / 'scratch' / '0'
@@ -668,7 +674,7 @@ def test_study_of_real_runs(tmp_path):
   driver.terminate()
   assert driver.wait(timeout=300) == 143
   assert 0 < checkpoints.load(scratch / 'variables.pkl')['updates'] < 12
-  for words in ((), ('--do', 'draw')):
+  for words in ((), ('--do', 'draw'), ('--do', 'try')):
     assert start(*words).wait(timeout=3000) == 0
   output = (scratch / 'output.txt').read_text()
   assert 'the same command continues' in output and 'continues at' in output
@@ -677,6 +683,10 @@ def test_study_of_real_runs(tmp_path):
   for row in table:
     assert float(row['hours']) > 0 and row['steps'] == '600'
   for name in (
-      'results/figures/targets/transfer.png',
+      'results/figures/targets/transfer.png', 'plots/curves.png',
       'results/sources/100/multi-task.pkl'):
     assert (tmp_path / name).exists()
+  found = {
+      row['method']: row['runs']
+      for row in read_csv(tmp_path / 'plots/scores.csv')}
+  assert found == {'dreamer': '1', 'FTL ω=0.2': '1'}
