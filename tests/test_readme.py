@@ -342,6 +342,9 @@ def test_the_table_of_tasks_is_as_the_page_says():
   balance = rows['dmc_cartpole_balance']
   assert told == [tuple(f'{float(balance[name]):.0f}' for name in (
       'median', 'published', 'published_low', 'published_high'))]
+  swingup = rows['InvertedPendulumSwingupBulletEnv-v0']
+  assert f'with {float(swingup["median"]):.0f} (level 500)' in text
+  assert swingup['reached'] == '1 of 3 seeds'
   evals = re.search(r'80,000 steps were ([\d, ]+) \(', ' '.join(
       page('learning').split()))[1]
   assert evals.split(', ') == [
