@@ -59,8 +59,9 @@ def define_config():
   define('profiles', False, 'Draw performance profiles over all tasks, and the '
          'probability that a run of a method beats one of the baseline '
          '(Agarwal et al. 2021).', nargs='?')
-  define('tests', False, 'Add to both p-values of permutation tests, and the '
-         'same corrected for the number of comparisons (Holm).', nargs='?')
+  define('tests', False, 'Add p-values of permutation tests to the tables of '
+         '--transfer-report and --profiles, and the same corrected for the '
+         'number of comparisons (Holm).', nargs='?')
   config.heading('Look')
   define('size', [2.5, 2.1], 'Width and height of a panel in inches.', nargs=2,
          positive=True)

@@ -48,6 +48,8 @@ def _cell(name, value, how):
   values = value if isinstance(value, tuple) else (value,)
   if not np.isfinite(values[0]):
     return '–'
+  if name in ('p', 'p_holm'):
+    return f'{values[0]:.2g}'
   # One number of decimals for a value and its interval.
   largest = np.nanmax(np.abs(values))
   decimals = 1 if largest >= 10 else 2 if largest >= 1 else 3
