@@ -51,7 +51,7 @@ second: $(READY)  ## The same for the second study, of agents that learn.
 learn: $(READY)  ## Runs what is missing of the table of what a core learns.
 	$(RUN) -m results.learn $(ARGS)
 
-try-transfer: $(READY)  ## Transfer from the stored source beside scratch, two curves.
+try-transfer: $(READY)  ## Transfer from the stored source beside scratch: curves, films.
 	$(RUN) -m results.study --do try $(ARGS)
 
 pybullet: $(READY)  ## Builds PyBullet from source where it has no wheels.

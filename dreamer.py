@@ -337,7 +337,7 @@ class Dreamer(saving.Saved):
       Dict of scalar tensors.
     """
     self._make_optimizers()
-    self._slow_down()
+    self._schedule_rates()
     seed = tf.constant([self.config.seed, self.updates])
     self.updates += 1
     return self._train(devices.distribute(self.strategy, batch), seed)
@@ -452,13 +452,13 @@ class Dreamer(saving.Saved):
               c.weight_decay, c.weight_decay_pattern,
               scaled=self.precision == '16')
 
-  def _slow_down(self):
+  def _schedule_rates(self):
     """Gives the optimizers the learning rates of the present step."""
     c = self.config
     if c.lr_end < 1:
       passed = min(1.0, self.step / max(c.steps, 1))
       for optimizer in self.optimizers.values():
-        optimizer.slow(1 - passed * (1 - c.lr_end))
+        optimizer.scale_rate(1 - passed * (1 - c.lr_end))
 
   @property
   def skipped(self):

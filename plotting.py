@@ -324,6 +324,10 @@ def parse(argv):
       if not mpl_colors.is_color_like(word):
         raise terminal.UserError(
             f"{flag}: '{word}' is no colour: write a name or #rrggbb.")
+  if args.tests and not (args.transfer_report or args.profiles):
+    raise terminal.UserError(
+        '--tests adds to the tables of --transfer-report and --profiles: give '
+        'one of them too.')
   if args.baselines:
     args.baselines = published(args.baselines, args.xaxis)
   return args

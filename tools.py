@@ -316,7 +316,7 @@ class Optimizer:
   def __init__(
       self, name, variables, rate, clip=None, decay=0.0, pattern='.*',
       scaled=False):
-    self.name, self.rate = name, rate
+    self.name, self._rate = name, rate
     self._variables = dict(variables)
     self._clip, self._decay = clip, decay
     self._decayed = [
@@ -383,9 +383,9 @@ class Optimizer:
       factor = tf.where(finite, tf.where(grown, 2.0, 1.0), 0.5)
       self._scale.assign(tf.clip_by_value(self._scale * factor, 1.0, 2.0 ** 24))
 
-  def slow(self, factor):
-    """Makes the learning rate `factor` times what it was at first."""
-    self._adam.learning_rate.assign(factor * self.rate)
+  def scale_rate(self, factor):
+    """Makes the learning rate `factor` times the one that was given."""
+    self._adam.learning_rate.assign(factor * self._rate)
 
   @property
   def names(self):

@@ -291,6 +291,8 @@ def tells_apart(flag, curve):
     return False
   if curve.kind.endswith(_DECODERS['fresh']) and flag == 'decoder':
     return False
+  if flag == 'steps' and _number(curve.config.get('lr_end', 1)) < 1:
+    return True  # Learning rates follow from it.
   flags = _flags(_clean(curve.config.get('script', ''))) or _flags('dreamer.py')
   return flags.method(flag) if flag in flags else flag not in _RECORDS
 

@@ -410,17 +410,17 @@ def improvement_rows(tasks, baseline, tested=False):
     row = dict(
         method=method, baseline=baseline, tasks=len(tasks),
         runs=sum(len(methods[method]) for methods in tasks.values()))
-    for name, score in SCORES:
-      ours, theirs = (
-          [np.array([score(curve) for curve in methods[side]])
-           for methods in tasks.values()] for side in (method, baseline))
+    sides = {
+        name: [
+            [np.array([score(curve) for curve in methods[side]])
+             for methods in tasks.values()] for side in (method, baseline)]
+        for name, score in SCORES}
+    for name, (ours, theirs) in sides.items():
       row[name] = improvement(ours, theirs)
-      if tested and score is overall_score:
-        row['p'] = p_value(ours, theirs, _improvement, middle=0.5)
+    if tested:
+      row['p'] = p_value(*sides['overall'], _improvement, middle=0.5)
     rows.append(row)
   if tested:
-    for row in rows:
-      row['p'] = row.pop('p')  # To the end.
     correct(rows)
   return rows
 
@@ -519,12 +519,16 @@ def _mean_difference(*groups, axis):
 def correct(rows):
   """Adds `p_holm` to rows with `p`: Holm's correction for their number.
 
-  The chance that any `p_holm` is below 0.05 where nothing differs is 0.05.
+  Where nothing differs, any `p_holm` is below 0.05 in at most one of twenty
+  cases. Rows whose `p` is NaN are no comparisons.
   """
+  order = sorted(
+      (row for row in rows if np.isfinite(row['p'])), key=lambda row: row['p'])
+  for row in rows:
+    row['p_holm'] = np.nan
   least = 0.0
-  order = sorted(rows, key=lambda row: row['p'])
   for index, row in enumerate(order):
-    least = max(least, min(1.0, (len(rows) - index) * row['p']))
+    least = max(least, min(1.0, (len(order) - index) * row['p']))
     row['p_holm'] = least
 
 

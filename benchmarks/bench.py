@@ -143,14 +143,7 @@ def formats(quick):
 
 def profile(quick):
   """Time of the parts of an update, before and after faster convolutions."""
-  rows = []
-  for preset in ['debug'] if quick else ['paper', 'cpu']:
-    rows += parts(preset, quick)
-  return rows, {}
-
-
-def parts(preset, quick):
-  """Rows of the parts of an update at the sizes of a preset."""
+  preset = 'debug' if quick else 'paper'
   agent, batch = make_agent(preset), random_batch(preset)
   parts = measuring.pieces(agent, batch)
   with measuring.plain_convolutions():
@@ -164,20 +157,20 @@ def parts(preset, quick):
       'update': partial(measuring.update, agent, batch), **parts, **plain}
   seconds = alternately(functions.values(), rounds=2 if quick else 5)
   share = np.median(seconds / seconds[:, :1], 0)
-  rows = [row(f'update, {preset}', np.median(seconds[:, 0]), 's')]
+  rows = [row('update', np.median(seconds[:, 0]), 's')]
   for name, value in list(zip(functions, share))[1:]:
-    rows.append(row(f'{preset}: {name} / update', value))
-  return rows
+    rows.append(row(f'{name} / update', value))
+  return rows, {}
 
 
-def kernels(quick):
+def operations(quick):
   """Operations of an update with the preset for a CPU, on one thread."""
   preset = 'debug' if quick else 'cpu'
-  count, shares = measuring.kernels(
+  count, shares = measuring.executed(
       make_agent(preset, threads=1, precision='auto'), random_batch(preset))
   return [
-      row(f'update, {preset}: operations', count),
-      *(row(f'update, {preset}: {kind}', share, 'of the time')
+      row(f'operations in an update, {preset}', count),
+      *(row(f'operations, {preset}: {kind}', share, 'of the time')
         for kind, share in shares.items())], {}
 
 
@@ -194,9 +187,9 @@ def presets(quick):
   seconds = alternately(functions, rounds=2 if quick else 15)
   before, now = np.median(seconds, 0)
   return [
-      row('update, small in float32', before, 's'),
-      row('update, cpu', now, 's'),
-      row('update, cpu / small in float32',
+      row('presets, small in float32', before, 's'),
+      row('presets, cpu', now, 's'),
+      row('presets, cpu / small in float32',
           np.median(seconds[:, 1] / seconds[:, 0]))], {}
 
 
@@ -370,7 +363,7 @@ def growth(quick):
 
 
 FIGURES = {
-    'step': step, 'profile': profile, 'kernels': kernels,
+    'step': step, 'profile': profile, 'operations': operations,
     'presets': presets, 'whole': whole, 'start': start,
     'formats': formats, 'acting': acting, 'collection': collection,
     'replay': replaying, 'rendering': rendering, 'growth': growth}

@@ -260,11 +260,11 @@ def pieces(agent, batch):
 # Kinds of operations, by what the names of their kernels contain.
 KINDS = {
     'convolutions': 'Conv2D', 'matrix products': 'MatMul',
-    'zeros for gradients that nobody asks for': 'ZerosLike',
+    'gradients of zero': 'ZerosLike',
     'sums of gradients': 'AddN'}
 
 
-def kernels(agent, batch, count=10):
+def executed(agent, batch, count=10):
   """Number of operations in an update, and the share of time of each kind.
 
   From TensorFlow's profiler, with one thread. The rest is 'others': more than a

@@ -153,8 +153,8 @@ def dreamer():
   define('model_lr', 6e-4, 'Learning rate of the world model.', low=0)
   define('value_lr', 8e-5, 'Learning rate of the value network.', low=0)
   define('actor_lr', 8e-5, 'Learning rate of the actor.', low=0)
-  define('lr_end', 1.0, 'Share of the learning rates that is left at the last '
-         'of --steps; they fall linearly, and 1 keeps them.', low=0, high=1)
+  define('lr_end', 1.0, 'Factor of the learning rates at --steps, to which '
+         'they fall linearly; 1 keeps them. Weight decay stays.', low=0, high=1)
   define('grad_clip', 100.0, 'Global norm to which gradients are clipped.',
          positive=True)
   define('dataset_balance', False, 'Draw more sequences from the ends of '

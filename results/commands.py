@@ -53,7 +53,7 @@ def follow(chosen, config, title, table):
     with Logdir(config.logdir).lock():
       done = keep(chosen)
       keeping.write_table(table, config.out)
-    terminal.say(f'{len(done)} of {len(chosen)} runs are complete.')
+    say_complete(chosen, wanted(chosen, done))
     return 0
   for run in chosen:
     terminal.say(f'{run.command}  # {state(run)}')
@@ -147,7 +147,7 @@ def work(runs, config, title, table=()):
   done = keep(runs)
   waiting = wanted(runs, done)
   total = len(waiting) + len(done)
-  terminal.say(f'{len(runs) - len(waiting)} of {len(runs)} runs are complete.')
+  say_complete(runs, waiting)
   going, failed, came, status = {}, [], [], 0
   progress = Progress(waiting, title)
   with Logdir(config.logdir).lock(), signals.handled(
@@ -221,6 +221,10 @@ def wanted(runs, done):
     if run not in done and (read or not keeping.recorded(run)):
       chosen.append(run)
   return chosen[::-1]
+
+
+def say_complete(runs, waiting):
+  terminal.say(f'{len(runs) - len(waiting)} of {len(runs)} runs are complete.')
 
 
 class Progress:

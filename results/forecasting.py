@@ -16,11 +16,13 @@ import pathlib
 import re
 
 from common import flags
-from results import study
+from results import second, study
 
 # Studies by name: the table, and its --logdir and --out. One whose runs are not
 # kept is empty.
-EDITIONS = {'first': (study, 'logdir/study', 'results')}
+EDITIONS = {
+    'first': (study, 'logdir/study', 'results'),
+    'second': (second, 'logdir/second', 'results/second_study')}
 
 
 def define_config():

@@ -8,10 +8,12 @@ import contextlib
 import csv
 import io
 import json
+import math
 import os
 import platform
 import re
 import shutil
+import statistics
 import struct
 import subprocess
 import time
@@ -82,6 +84,9 @@ def _is_of(run, folder):
   saved = _saved_flags(folder)
   config = options.SCRIPTS[run.script]().parse(run.words)
   changed = config.changed()
+  # Where learning rates fall, what is learned depends on the steps.
+  if saved.get('lr_end', 1) < 1 and saved.get('steps') != run.flags['steps']:
+    return False
   return saved.get('script') == run.script and all(
       saved.get(key, config.default(key)) == value
       for key, value in config.plain().items()
@@ -168,14 +173,19 @@ def _summary(run):
 
 
 def _random_return(run):
-  """Mean return of the random actions before training, of a single task."""
+  """Mean return of the random actions before training, of a single task.
+
+  None if one of their episodes was cut short by `collect_limit`.
+  """
   saved = _saved_flags(run.logdir)
-  returns = [
-      row['train/return'] for row in rows(Logdir(run.logdir).metrics)
+  played = [
+      row for row in rows(Logdir(run.logdir).metrics)
       if 'train/return' in row and row['step'] <= saved['prefill']]
-  if saved.get('task2') or not returns:
+  limit = saved.get('collect_limit') or math.inf
+  if saved.get('task2') or not played or any(
+      row.get('train/length', 0) >= limit for row in played):
     return None
-  return round(sum(returns) / len(returns), 3)
+  return round(statistics.fmean(row['train/return'] for row in played), 3)
 
 
 def _film(run):

@@ -4,7 +4,6 @@ python3 -m results.second --logdir ./logdir/second  runs what is missing
 python3 -m results.second --do list                 a command a line
 python3 -m results.second --do keep                 keeps what is complete
 python3 -m results.second --do draw                 figures of --out
-python3 -m results.second --do try                  transfer in fifteen minutes
 
 It may be stopped at any moment, its runs save themselves; the same command
 continues. A run that is complete is kept in --out, from where it counts. Any of
@@ -12,12 +11,10 @@ its commands may as well be typed by hand.
 """
 
 import os
-import pathlib
-import shutil
 import statistics
 
 from analysis import tables
-from common import files, terminal
+from common import terminal
 from results import commands, keeping
 
 # The study: all commands, their order and the figures follow from this table.
@@ -50,41 +47,32 @@ FULL = dict(scale='', transfer_factor=1.0)
 FORMS = {
     'encoder': dict(decoder='none'), 'frozen': {},
     'trained': dict(freeze_decoder=False)}
-# Environment steps of a task, from scratch as well as with transfer.
+# Environment steps of a run, those of the source of several tasks together.
 STEPS = {
-    POLE: 20_000, PENDULUM: 30_000, SWINGUP: 40_000, BALANCE: 25_000,
-    SPARSE: 25_000, WALKER: 60_000}
-# Environment steps that the source of several tasks makes of each.
-SHARED_STEPS = 20_000
-# Return that an agent needs to count as a source that has learned its task,
-# the mean of its last evaluations, so many.
+    POLE: 20_000, PENDULUM: 30_000, SWINGUP: 40_000, BALANCE: 40_000,
+    SPARSE: 40_000, WALKER: 60_000}
+SHARED_STEPS = 40_000
+# Evaluations at the end of a source whose mean is its score, and the score from
+# which on a source has learned its task.
 LAST = 5
 COMPETENT = {BALANCE: 800, SPARSE: 500, WALKER: 700}
 # Of every run. With one thread it repeats bit for bit.
 FLAGS = dict(
     preset='cpu', termination=True, pcont=True, render='fast', threads=1,
     prefill=1000, eval_every=1000, eval_episodes=2, log_images=False)
-# Of the two runs of --do try, from a source that comes with the repository.
-TRIAL = POLE
-TRIAL_FACTOR = 0.5
 
 
 def define_config():
-  config = commands.define_config(
-      './logdir/second', './results/second_study',
-      len(os.sched_getaffinity(0)), 'try')
-  config.define('plots', pathlib.Path('./plots'), 'Where --do try draws.')
-  return config
+  return commands.define_config(
+      './logdir/second', './results/second_study', len(os.sched_getaffinity(0)))
 
 
 def main(argv):
   config = define_config().command(argv, __doc__)
-  if config.do == 'try':
-    return trial(config)
-  if config.do == 'draw':
-    draw_sources(config.out)
-    return commands.draw(drawings(config.out))
   runs = all_runs(config.logdir, config.out)
+  if config.do == 'draw':
+    draw_sources(runs, config.out)
+    return commands.draw(drawings(config.out))
   chosen = commands.select(runs, config.only)
   return commands.follow(chosen, config, 'study', runs)
 
@@ -127,7 +115,7 @@ def all_runs(logdir, out):
         task: source(name, 'dreamer.py', task=task, steps=STEPS[task])
         for task, name in SHORT.items()}
     several = source(
-        'several', 'dreamer-multi-task.py', steps=len(SOURCES) * SHARED_STEPS,
+        'several', 'dreamer-multi-task.py', steps=SHARED_STEPS,
         **commands.numbered('task', SOURCES))
     encoder = dict(encoder=str(several.file))
     rewards = [
@@ -159,21 +147,21 @@ def all_runs(logdir, out):
 # Figures and tables
 
 
-def draw_sources(out):
+def draw_sources(runs, out):
   """Writes how well the sources that are kept have learned their tasks."""
-  rows = source_rows(out)
+  rows = source_rows(runs)
   if rows:
     terminal.say(f'sources\n{tables.write(out / "sources", rows, "mean")}\n')
 
 
-def source_rows(out):
+def source_rows(runs):
   """A row for each source and task that it learned, with all seeds.
 
   `scores` are means of the last evaluations, and `learned` counts those that
   reach `level`.
   """
   found = {}
-  for run in all_runs(out, out):
+  for run in runs:
     if run.file and keeping.recorded(run):
       tasks = [run.flags[key] for key in ('task', 'task1', 'task2')
                if key in run.flags]
@@ -215,7 +203,8 @@ def drawings(out):
     return [
         '--indir', str(out / 'runs' / 'targets'), '--outdir',
         str(out / 'figures' / folder), '--subdir', 'False', '--group-by',
-        'path', '--aggregate', 'iqm', '--bins', '2500', '--tasks',
+        'path', '--merge', 'source|encoder|meta.', '--aggregate', 'iqm',
+        '--bins', '2500', '--tasks',
         *(f'^{task}$' for task in tasks), '--methods',
         *(f'^{name}$' for name in methods), '--transfer-report', '--tests',
         '--labels', *(word for pair in chosen.items() for word in pair),
@@ -229,40 +218,6 @@ def drawings(out):
            '--profiles'),
       plot('single', [SINGLE], ['scratch', several, *singles], '--baseline',
            several)]
-
-
-def trial(config):
-  """Transfer from a source of the results beside training from scratch."""
-  earlier = next(iter(SEEDS.values()))
-  source = config.out / 'sources' / str(earlier) / 'several.pkl'
-  if not source.exists():
-    raise terminal.UserError(
-        f'{source} is missing: it comes with the repository, or from make '
-        'second.')
-  logdir = config.logdir / 'try'
-  runs = [
-      commands.make_run(
-          logdir, logdir / 'results', f'{TRIAL}/{method}', script, {
-              **FLAGS, 'log_images': True, 'seed': 0, 'steps': STEPS[TRIAL],
-              **own})
-      for method, script, own in (
-          ('scratch', 'dreamer.py', dict(task=TRIAL)),
-          ('transfer', 'dreamer-FTL.py', dict(
-              task1=TRIAL, transfer=True, transfer_factor=TRIAL_FACTOR,
-              source=str(source))))]
-  status = commands.work(runs, config, 'trial') or commands.draw([[
-      '--indir', str(logdir / TRIAL), '--outdir', str(config.plots),
-      '--subdir', 'False', '--bins', '1000']])
-  if status:
-    return status
-  for run in runs:
-    film = run.results / keeping.FILM
-    if film.exists():
-      copy = config.plots / f'{run.name.split("/")[1]}.gif'
-      with files.writing(copy):
-        shutil.copyfile(film, copy)
-      terminal.say(f'{copy} is an episode of its last evaluation.')
-  return 0
 
 
 if __name__ == '__main__':

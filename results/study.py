@@ -13,9 +13,10 @@ well be typed by hand.
 """
 
 import pathlib
+import shutil
 
-from common import terminal
-from results import commands
+from common import files, terminal
+from results import commands, keeping
 
 # The study: all commands, their order and the figures follow from this table.
 
@@ -50,7 +51,7 @@ FLAGS = dict(
     threads=1, prefill=1000, eval_every=1000, eval_episodes=2, log_images=False)
 # Of the two runs of --do try: this target, from the source in results/.
 TRIAL_TASK = 'InvertedPendulumBulletEnv-v0'
-TRIAL = dict(steps=60_000, eval_every=2500)
+TRIAL = dict(steps=60_000, eval_every=2500, log_images=True)
 
 
 def define_config():
@@ -198,9 +199,17 @@ def trial(config):
           ('fractional', 'dreamer-FTL.py', dict(
               task1=TRIAL_TASK, transfer=True, transfer_factor=0.2,
               source=str(source))))]
-  return commands.work(runs, config, 'study') or commands.draw([[
+  status = commands.work(runs, config, 'study') or commands.draw([[
       '--indir', str(logdir / TRIAL_TASK), '--outdir', str(config.plots),
       '--subdir', 'False', '--bins', str(TRIAL['eval_every'])]])
+  for run in [] if status else runs:
+    film = run.results / keeping.FILM
+    if film.exists():
+      copy = config.plots / f'{run.name.split("/")[1]}.gif'
+      with files.writing(copy):
+        shutil.copyfile(film, copy)
+      terminal.say(f'{copy} is an episode of its last evaluation.')
+  return status
 
 
 if __name__ == '__main__':

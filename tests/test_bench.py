@@ -191,8 +191,8 @@ def test_formats_are_compared_on_the_same_batches():
 
 
 def test_operations_of_an_update_are_told_by_their_kinds():
-  rows = {row['name']: row['value'] for row in bench.kernels(quick=True)[0]}
-  count = rows.pop('update, debug: operations')
+  rows = {row['name']: row['value'] for row in bench.operations(quick=True)[0]}
+  count = rows.pop('operations in an update, debug')
   assert 1000 < count < 20_000
   assert sum(rows.values()) == pytest.approx(1)
   assert len(rows) == len(measuring.KINDS) + 1

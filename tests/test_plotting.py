@@ -1,6 +1,7 @@
 """Curves, statistics, tables and figures from synthetic log directories."""
 
 import csv
+import itertools
 import json
 import os
 import pathlib
@@ -711,11 +712,12 @@ def test_performance_profile_is_the_share_of_runs_above():
 def test_p_value_is_that_of_all_permutations():
   rng = np.random.default_rng(0)
   ours, theirs = rng.normal(1, size=5), rng.normal(size=6)
-  exact = scipy.stats.permutation_test(
-      (ours, theirs), lambda x, y, axis: x.mean(axis) - y.mean(axis),
-      vectorized=True)
-  # scipy doubles the smaller side; with equal sizes the two are the same.
-  assert 0 < scores.p_value([ours], [theirs]) <= exact.pvalue + 0.05
+  pooled, found = np.concatenate([ours, theirs]), ours.mean() - theirs.mean()
+  differences = [
+      pooled[list(own)].mean() - np.delete(pooled, own).mean()
+      for own in itertools.combinations(range(11), 5)]
+  assert scores.p_value([ours], [theirs]) == pytest.approx(
+      np.mean(np.abs(differences) >= abs(found) - 1e-9))
   exact = scipy.stats.permutation_test(
       (ours, theirs[:5]), lambda x, y, axis: x.mean(axis) - y.mean(axis),
       vectorized=True)
@@ -762,6 +764,11 @@ def test_holm_corrects_for_the_number_of_rows():
   scores.correct(rows)
   assert [row['p_holm'] for row in rows] == pytest.approx(
       [0.09, 0.04, 0.09, 0.9])
+  # What cannot be compared is not counted.
+  rows.append(dict(p=np.nan))
+  scores.correct(rows)
+  assert [row['p_holm'] for row in rows] == pytest.approx(
+      [0.09, 0.04, 0.09, 0.9, np.nan], nan_ok=True)
 
 
 def test_p_values_of_transfer_stand_in_the_table_if_asked_for(transfer_runs):
@@ -771,6 +778,22 @@ def test_p_values_of_transfer_stand_in_the_table_if_asked_for(transfer_runs):
   assert list(rows[0])[-2:] == ['p', 'p_holm']
   for row in rows:
     assert row['p'] <= row['p_holm'] <= min(1, len(rows) * row['p'] + 1e-9)
+
+
+def test_tests_alone_are_an_error(two_tasks):
+  with pytest.raises(terminal.UserError, match='--tests adds to the tables'):
+    make(two_tasks, '--tests')
+
+
+def test_length_tells_methods_apart_where_learning_rates_fall(tmp_path):
+  for lr_end, expected in ((1.0, 1), (0.1, 2)):
+    folder = tmp_path / str(lr_end)
+    for seed, steps in enumerate((20000, 40000)):
+      write_run(folder / str(seed), STEPS, config=dict(
+          task='t', script='dreamer.py', seed=seed, steps=steps,
+          lr_end=lr_end))
+    found = {curve.method for curve in reading.load([folder])}
+    assert len(found) == expected, found
 
 
 def test_p_values_over_all_tasks_stand_in_the_table_if_asked_for(two_tasks):

@@ -380,7 +380,7 @@ def test_start_and_formats_are_those_that_are_stored():
     file = ROOT / 'results/speed' / f'{name}.json'
     stored.update({
         row['name']: row['value'] for row in json.loads(file.read_text())['rows']})
-  _, later, _, _ = re.split('^## .*$', page('speed'), flags=re.M)
+  _, later, *_ = re.split('^## .*$', page('speed'), flags=re.M)
   shown = [float(x) for x in re.findall(r'^\| [^|]+ \| ([\d.]+)', later, re.M)]
   ratio = '{} after 200 updates, bfloat16 / float32'.format
   np.testing.assert_allclose(shown, [
@@ -401,10 +401,10 @@ def test_speed_of_the_preset_is_that_which_is_stored():
       row['name']: row['value'] for name in ('whole', 'presets')
       for row in json.loads(
           (ROOT / f'results/speed/{name}.json').read_text())['rows']}
-  stored.pop('update, small in float32')
-  kinds = [name for name in stored if name.startswith('update, cpu: ')]
+  stored.pop('presets, small in float32')
+  kinds = [name for name in stored if name.startswith('operations')]
   order = [name for name in stored if name not in kinds] + kinds
-  _, _, section, _ = re.split('^## .*$', page('speed'), flags=re.M)
+  _, _, section, *_ = re.split('^## .*$', page('speed'), flags=re.M)
   shown = re.findall(r'^\| [^|]+ \| ([\d.]+)', section, re.M)
   np.testing.assert_allclose(
       list(map(float, shown)), [stored[name] for name in order], rtol=0.01,
@@ -413,6 +413,15 @@ def test_speed_of_the_preset_is_that_which_is_stored():
   ratio, = [row['value'] for row in steps if row['name'] ==
             'update, small, bfloat16: time / float32']
   assert f'takes {ratio:.2f} of its time in float32' in ' '.join(section.split())
+
+
+def test_the_page_says_which_code_was_measured():
+  told = dict(re.findall(
+      r'^\| (\w+\.json) \| (\w+(?:, with changes)?) \|$', page('speed'), re.M))
+  assert told == {
+      path.name: json.loads(path.read_text())['commit'].replace(
+          '-dirty', ', with changes')
+      for path in (ROOT / 'results/speed').glob('*.json')}
 
 
 def test_what_is_not_learned():
@@ -446,7 +455,7 @@ def evaluations(run, key='test/return', until=np.inf):
 
 def test_speed_is_that_of_the_stored_benchmark():
   rows = json.loads((ROOT / 'results/speed/bench.json').read_text())['rows']
-  first, _, _, last = re.split('^## .*$', page('speed'), flags=re.M)
+  first, _, _, last, _ = re.split('^## .*$', page('speed'), flags=re.M)
   section = first + last
   stored = {row['name']: row['value'] for row in rows}
   shown = [

@@ -2,14 +2,9 @@
 
 import json
 import pathlib
-import subprocess
-import sys
 
-from PIL import Image
 import pytest
 
-from common import terminal
-from data import checkpoints
 import dreamer
 from results import keeping, second
 import running
@@ -111,7 +106,7 @@ def curve(run, better):
       for step in range(1000, run.flags['steps'] + 1, 1000)]
 
 
-def test_draw(tmp_path, monkeypatch):
+def test_draw(tmp_path, monkeypatch, capfd):
   """Tables compare every method with all scratch runs, and name the number."""
   monkeypatch.setattr(second, 'STEPS', dict.fromkeys(second.STEPS, 6000))
   out = tmp_path / 'out'
@@ -121,6 +116,7 @@ def test_draw(tmp_path, monkeypatch):
         commit='abc', machine='one', command=run.command)) + '\n')
     keeping.keep(run)
   assert second.main(['--do', 'draw', '--out', str(out)]) == 0
+  assert 'averaged all the same' not in capfd.readouterr().err
   table = (out / 'figures/targets/transfer.csv').read_text().splitlines()
   names = table[0].split(',')
   rows = [dict(zip(names, line.split(','))) for line in table[1:]]
@@ -136,8 +132,10 @@ def test_draw(tmp_path, monkeypatch):
 
 def test_sources_are_scored_by_their_last_evaluations(tmp_path, monkeypatch):
   monkeypatch.setattr(second, 'STEPS', dict.fromkeys(second.STEPS, 6000))
-  monkeypatch.setattr(second, 'SHARED_STEPS', 3000)
-  for run in second.all_runs(tmp_path, tmp_path):
+  monkeypatch.setattr(second, 'SHARED_STEPS', 6000)
+  # The files of other seeds than the first are in the log directory.
+  made = second.all_runs(tmp_path / 'logdir', tmp_path / 'out')
+  for run in made:
     if run.file and run.flags['seed'] in (120, 121):
       tasks = [value for key, value in run.flags.items()
                if key.startswith('task')]
@@ -155,18 +153,20 @@ def test_sources_are_scored_by_their_last_evaluations(tmp_path, monkeypatch):
       keeping.keep(run)
   rows = {
       (row['source'], row['task']): row
-      for row in second.source_rows(tmp_path)}
-  # Three of one task, one of both, and two reward models.
+      for row in second.source_rows(made)}
+  # Three of one task, one of both, and two reward models, of two seeds each.
   assert len(rows) == 3 + 2 + 2
+  assert {len(row['scores'].split(', ')) for row in rows.values()} == {2}
   row = rows['walker', second.WALKER]
   assert (row['scores'], row['learned']) == ('400, 800', '1 of 2')
   row = rows['several', second.SPARSE]
   assert (row['scores'], row['learned']) == ('800, 1600', '2 of 2')
   row = rows['reward-balance', second.BALANCE]
   assert (row['scores'], row['learned']) == ('400, 800', '1 of 2')
-  # The files of other seeds than the first may be elsewhere.
-  (tmp_path / 'sources/121/walker.pkl').unlink()
-  assert len(second.source_rows(tmp_path)) == len(rows)
+  # Scores need no files.
+  (tmp_path / 'logdir/sources/121/walker.pkl').unlink()
+  assert {(row['source'], row['task']): row
+          for row in second.source_rows(made)} == rows
 
 
 def small():
@@ -174,45 +174,6 @@ def small():
   config.preset_name('debug')
   config.pcont = True
   return config
-
-
-def test_trial_needs_the_source(tmp_path):
-  with pytest.raises(terminal.UserError, match='.pkl is missing'):
-    second.main(['--do', 'try', '--out', str(tmp_path)])
-
-
-# Small sizes, and 600 steps.
-SMALL = '''
-from common import terminal
-from results import second
-second.STEPS[second.TRIAL] = 600
-second.FLAGS = dict(
-    preset='debug', termination=True, pcont=True, threads=1, eval_every=200)
-terminal.run(second.main)
-'''
-
-
-def test_trial_draws_two_curves_and_films(tmp_path):
-  config = small()
-  source = tmp_path / 'out/sources/120/several.pkl'
-  source.parent.mkdir(parents=True)
-  agent = dreamer.Dreamer(config, 1)
-  checkpoints.save(source, dict(
-      agent.state(), format=checkpoints.CHECKPOINT, script='dreamer.py',
-      config=config.plain(), action_dim=1, step=1))
-  done = subprocess.run(
-      [sys.executable, '-c', SMALL, '--do', 'try', '--logdir',
-       str(tmp_path / 'logdir'), '--out', str(tmp_path / 'out'), '--plots',
-       str(tmp_path / 'plots'), '--jobs', '1'], cwd=ROOT, text=True,
-      capture_output=True)
-  assert done.returncode == 0, done.stderr
-  table = (tmp_path / 'plots/scores.csv').read_text().splitlines()
-  assert [line.split(',')[1] for line in table[1:]] == ['dreamer', 'FTL ω=0.5']
-  assert (tmp_path / 'plots/curves.png').stat().st_size > 5000
-  for name in ('scratch', 'transfer'):
-    with Image.open(tmp_path / f'plots/{name}.gif') as film:
-      assert film.n_frames > 3 and film.size == (64, 64)
-    assert f'{name}.gif is an episode' in done.stdout
 
 
 def test_protocol_is_the_table():
@@ -224,7 +185,7 @@ def test_protocol_is_the_table():
     assert f'| {second.STEPS[task]:,} |' in row
     if task in second.COMPETENT:
       assert row.endswith(f'| {second.COMPETENT[task]} |')
-  assert f'{second.SHARED_STEPS:,} environment steps of each' in one_line
+  assert f'{second.SHARED_STEPS:,} environment steps in all' in one_line
   first, last = min(second.SEEDS), max(second.SEEDS)
   assert f'{first} to {last}, each with sources of its own' in one_line
   assert f'{first} to {max(second.MORE_SCRATCH)}: everything' in one_line

@@ -12,6 +12,7 @@ import sys
 import time
 
 import numpy as np
+from PIL import Image
 import pytest
 
 from data import checkpoints
@@ -393,6 +394,23 @@ done'''}
   assert (tmp_path / 'ran.txt').read_text() == 'sbatch\n'.join(ran)
 
 
+def test_length_of_a_run_counts_where_its_learning_rates_fall(run):
+  for lr_end, others in ((1.0, True), (0.1, False)):
+    write_run(run, lr_end=lr_end)
+    assert keeping.complete(run)
+    write_run(run, lr_end=lr_end, steps=2 * run.flags['steps'])
+    assert keeping.complete(run) == others
+
+
+def test_random_play_that_was_cut_short_is_no_return(run):
+  lines = [
+      {'step': 200 * index, 'train/return': 5.0, 'train/length': 200.0}
+      for index in range(1, 4)] + evaluations(run.flags['steps'])
+  for limit, expected in ((0, 5.0), (300, 5.0), (200, None)):
+    write_run(run, lines, prefill=1000, collect_limit=limit)
+    assert keeping._random_return(run) == expected
+
+
 def test_other_runs_go_on_when_one_fails(tmp_path, runs):
   code, output = Driver(tmp_path, failing='1', jobs=6).finish()
   assert code == 1
@@ -653,6 +671,29 @@ study.FLAGS = dict(preset='debug', threads=1, log_images=False)
 study.TRIAL['eval_every'] = study.FLAGS['eval_every'] = 200
 terminal.run(study.main)
 '''
+
+
+def test_trial_draws_two_curves_and_films(tmp_path):
+  config = dreamer.define_config()
+  config.preset_name('debug')
+  source = tmp_path / 'results/sources/100/multi-task.pkl'
+  source.parent.mkdir(parents=True)
+  checkpoints.save(source, dict(
+      dreamer.Dreamer(config, 1).state(), format=checkpoints.CHECKPOINT,
+      script='dreamer.py', config=config.plain(), action_dim=1, step=1))
+  done = subprocess.run(
+      [sys.executable, '-c', SMALL, '--do', 'try', '--logdir',
+       str(tmp_path / 'logdir'), '--out', str(tmp_path / 'results'), '--plots',
+       str(tmp_path / 'plots'), '--jobs', '1'], cwd=ROOT, text=True,
+      capture_output=True)
+  assert done.returncode == 0, done.stdout + done.stderr
+  rows = read_csv(tmp_path / 'plots/scores.csv')
+  assert [row['method'] for row in rows] == ['dreamer', 'FTL ω=0.2']
+  assert (tmp_path / 'plots/curves.png').stat().st_size > 5000
+  for name in ('scratch', 'fractional'):
+    with Image.open(tmp_path / f'plots/{name}.gif') as film:
+      assert film.n_frames > 3 and film.size == (64, 64)
+    assert f'{name}.gif is an episode' in done.stdout
 
 
 @pytest.mark.slow
