@@ -85,7 +85,8 @@ def _is_of(run, folder):
   config = options.SCRIPTS[run.script]().parse(run.words)
   changed = config.changed()
   # Where learning rates fall, what is learned depends on the steps.
-  if saved.get('lr_end', 1) < 1 and saved.get('steps') != run.flags['steps']:
+  if saved.get('lr_end', 1) < 1 and (
+      saved.get('steps') != run.flags['steps'] or 'former_steps' in saved):
     return False
   return saved.get('script') == run.script and all(
       saved.get(key, config.default(key)) == value

@@ -24,6 +24,7 @@ class History:
     self._team = team
     self._stack = stack
     self._id = None
+    self._records = {}
     with files.writing(self.logdir):
       self.new = team.chief_says(not begun(self.logdir))
     if not self.new:
@@ -47,6 +48,8 @@ class History:
       self._id = values.get('run') or uuid.uuid4().hex
       # Only the chief may put a damaged file aside; the others read after it.
       saved = self._checkpoint()
+      if saved is not None:
+        self._records = former_steps(values, self._config)
     self._share_id()
     if self._team.chief_says(saved is not None) and not self._team.chief:
       saved = checkpoints.load(self.logdir.checkpoint)
@@ -72,6 +75,7 @@ class History:
         python=platform.python_version(), tensorflow=tf.__version__,
         precision_used=agent.precision,  # What --precision auto came to.
         **agent.records,
+        **self._records,
         **self._config.plain()))
 
   def save(self, agent, progress):
@@ -155,6 +159,19 @@ def _changes(saved, config):
       name: (saved.get(name, config.default(name)), value)
       for name, value in config.plain().items()
       if config.fixed(name) and saved.get(name, config.default(name)) != value}
+
+
+def former_steps(saved, config):
+  """A record of the `--steps` over which learning rates fell before.
+
+  Empty for a run that has had the same steps all along, or whose rates do not
+  fall. Else another schedule has made the agent than its flags say.
+  """
+  former = str(saved.get('former_steps', '')).split()
+  steps = saved.get('steps', config.steps)
+  if config.lr_end < 1 and steps != config.steps:
+    former.append(f'{steps:g}')
+  return dict(former_steps=' '.join(former)) if former else {}
 
 
 def begun(logdir):

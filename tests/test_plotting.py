@@ -796,6 +796,16 @@ def test_length_tells_methods_apart_where_learning_rates_fall(tmp_path):
     assert len(found) == expected, found
 
 
+def test_lengthened_run_with_falling_rates_is_another_method(tmp_path):
+  flags = dict(task='t', script='dreamer.py', steps=40000, lr_end=0.1)
+  for seed, more in enumerate(({}, dict(former_steps='20000'))):
+    write_run(tmp_path / str(seed), STEPS, config=dict(
+        **flags, seed=seed, **more))
+  found = {curve.method for curve in reading.load([tmp_path])}
+  assert len(found) == 2
+  assert any('former_steps=20000' in name for name in found)
+
+
 def test_p_values_over_all_tasks_stand_in_the_table_if_asked_for(two_tasks):
   row, = make(two_tasks, '--profiles', '--tests')[1]['improvement'][0]
   # Three runs a side win on both tasks: 2 of 20 times 20.

@@ -145,6 +145,20 @@ def test_a_flag_younger_than_the_run_had_its_default(tmp_path):
       tmp_path, saved, '--kl_balance', '0.5', '--allow_changes', 'True')
 
 
+@pytest.mark.parametrize('lr_end, lengths, expected', [
+    (0.1, (1000,), ''), (0.1, (1000, 1000), ''), (1.0, (1000, 2000), ''),
+    (0.1, (1000, 2000), '1000'), (0.1, (1000, 2000, 2000, 1e6), '1000 2000')])
+def test_steps_over_which_rates_fell_are_recorded(
+    tmp_path, lr_end, lengths, expected):
+  saved = {}
+  for steps in lengths:
+    config = config_of(
+        tmp_path, '--lr_end', str(lr_end), '--steps', str(steps))
+    records = resume.former_steps(saved, config) if saved else {}
+    saved = {**records, **config.plain()}
+  assert saved.get('former_steps', '') == expected
+
+
 def test_settings_are_those_that_make_env_knows(tmp_path):
   task = 'InvertedPendulumBulletEnv-v0'
   wrappers.make_env(task, **settings.environment(config_of(tmp_path))).close()

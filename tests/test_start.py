@@ -6,6 +6,7 @@ import shutil
 import pytest
 
 from data import checkpoints
+from data.logdir import Logdir
 import running
 from runs import loop
 
@@ -48,6 +49,15 @@ def test_episode_that_ends_early_when_it_is_repeated(copy, capfd):
   # A restart goes on, without another copy.
   go_on(copy, time_limit=10, allow_changes=True)
   assert len(running.episodes(copy)) == len(names) + 2
+
+
+def test_lengthened_run_says_so_where_its_rates_fall(copy):
+  first = Logdir(copy).read_config()['steps']
+  for steps in (first, 700, 700, 900):
+    go_on(copy, lr_end=0.1, steps=steps, allow_changes=True)
+    former = Logdir(copy).read_config().get('former_steps', '')
+    assert former == {
+        first: '', 700: f'{first:g}', 900: f'{first:g} 700'}[steps]
 
 
 def lose(path):

@@ -400,6 +400,9 @@ def test_length_of_a_run_counts_where_its_learning_rates_fall(run):
     assert keeping.complete(run)
     write_run(run, lr_end=lr_end, steps=2 * run.flags['steps'])
     assert keeping.complete(run) == others
+  # It has the steps now, but the rates fell over others before.
+  write_run(run, lr_end=0.1, former_steps='1000')
+  assert not keeping.complete(run)
 
 
 def test_random_play_that_was_cut_short_is_no_return(run):
