@@ -28,7 +28,8 @@ def test_runs_follow_from_the_table(runs):
   methods = 3 + len(second.FACTORS) + len(second.FORMS)
   assert len(runs) == len(second.MORE_SCRATCH) * len(second.TARGETS) + len(
       second.SEEDS) * (
-          sources + len(second.TARGETS) * methods + len(second.SOURCES))
+          sources + len(second.TARGETS) * methods
+          + len(second.SINGLES) * len(second.SOURCES))
   assert len({run.name for run in runs}) == len(runs)
   assert len({run.file for run in runs if run.file}) == sources * len(
       second.SEEDS)
@@ -79,7 +80,7 @@ def test_commands_are_those_of_the_scripts(runs):
 def test_forms_of_meta_model_transfer(runs):
   found = {
       run.name.split('/')[2]: run for run in targets(runs)
-      if f'/{second.POLE}/' in run.name and 'meta' in run.name}
+      if f'/{second.SPARSE}/' in run.name and 'meta' in run.name}
   shown = {
       name: {key: run.flags.get(key) for key in ('decoder', 'freeze_decoder')}
       for name, run in found.items()}
@@ -127,7 +128,7 @@ def test_draw(tmp_path, monkeypatch, capfd):
     assert helps == ('fractional' in row['method']), row
   assert (out / 'figures/targets/improvement.csv').exists()
   single = (out / 'figures/single/transfer.csv').read_text()
-  assert 'single-sparse' in single and 'single-balance' in single
+  assert 'single-pole' in single and 'single-balance' in single
 
 
 def test_sources_are_scored_by_their_last_evaluations(tmp_path, monkeypatch):
@@ -159,7 +160,7 @@ def test_sources_are_scored_by_their_last_evaluations(tmp_path, monkeypatch):
   assert {len(row['scores'].split(', ')) for row in rows.values()} == {2}
   row = rows['walker', second.WALKER]
   assert (row['scores'], row['learned']) == ('400, 800', '1 of 2')
-  row = rows['several', second.SPARSE]
+  row = rows['several', second.POLE]
   assert (row['scores'], row['learned']) == ('800, 1600', '2 of 2')
   row = rows['reward-balance', second.BALANCE]
   assert (row['scores'], row['learned']) == ('400, 800', '1 of 2')
