@@ -59,7 +59,7 @@ OFTEN = dict(eval_every=1000)
 SEEDS = 1, 2, 3
 LEVELS = [
     Row('dmc_cartpole_balance', SEEDS, 303, 900, 1.5, 80_000, FAST),
-    Row('dmc_walker_stand', SEEDS, 138, 850, 1.5, 150_000, FAST),
+    Row('dmc_walker_stand', SEEDS, 138, 850, 1.5, 300_000, FAST),
     Row('dmc_cup_catch', SEEDS, 126, 800, 1.5, 200_000, FAST),
     Row('InvertedPendulumBulletEnv-v0', SEEDS, 22, 990, 0.25, 40_000,
         {**ENDS, **OFTEN}),
