@@ -4,6 +4,7 @@ python3 -m results.second --logdir ./logdir/second  runs what is missing
 python3 -m results.second --do list                 a command a line
 python3 -m results.second --do keep                 keeps what is complete
 python3 -m results.second --do draw                 figures of --out
+python3 -m results.second --do try                  a quarter of an hour of it
 
 It may be stopped at any moment, its runs save themselves; the same command
 continues. A run that is complete is kept in --out, from where it counts. Any of
@@ -11,10 +12,12 @@ its commands may as well be typed by hand.
 """
 
 import os
+import pathlib
+import shutil
 import statistics
 
 from analysis import tables
-from common import terminal
+from common import files, terminal
 from results import commands, keeping
 
 # The study: all commands, their order and the figures follow from this table.
@@ -60,16 +63,24 @@ COMPETENT = {BALANCE: 800, POLE: 800, WALKER: 700}
 FLAGS = dict(
     preset='cpu', termination=True, pcont=True, render='fast', threads=1,
     prefill=1000, eval_every=1000, eval_episodes=1, log_images=False)
+# The two runs of --do try: this target, from the source of the first seed.
+TRIAL_TASK = SPARSE
+TRIAL = dict(seed=0, steps=STEPS[TRIAL_TASK], log_images=True)
 
 
 def define_config():
-  return commands.define_config(
-      './logdir/second', './results/second_study', len(os.sched_getaffinity(0)))
+  config = commands.define_config(
+      './logdir/second', './results/second_study',
+      len(os.sched_getaffinity(0)), 'try')
+  config.define('plots', pathlib.Path('./plots'), 'Where --do try draws.')
+  return config
 
 
 def main(argv):
   config = define_config().command(argv, __doc__)
   runs = all_runs(config.logdir, config.out)
+  if config.do == 'try':
+    return trial(config)
   if config.do == 'draw':
     draw_sources(runs, config.out)
     return commands.draw(drawings(config.out))
@@ -219,6 +230,36 @@ def drawings(out):
            '--profiles'),
       plot('single', SINGLES, ['scratch', several, *singles], '--baseline',
            several)]
+
+
+def trial(config):
+  """Transfer from a source of the results beside training from scratch."""
+  source = config.out / 'sources' / str(min(SEEDS.values())) / 'several.pkl'
+  if not source.exists():
+    raise terminal.UserError(
+        f'{source} is missing: it comes with the repository, or from make '
+        'second.')
+  logdir = config.logdir / 'try'
+  runs = [
+      commands.make_run(
+          logdir, logdir / 'results', f'{TRIAL_TASK}/{method}', script,
+          {**FLAGS, **TRIAL, **own})
+      for method, script, own in (
+          ('scratch', 'dreamer.py', dict(task=TRIAL_TASK)),
+          ('full', 'dreamer-FTL.py', dict(
+              task1=TRIAL_TASK, transfer=True, source=str(source), **FULL)))]
+  status = commands.work(runs, config, 'try') or commands.draw([[
+      '--indir', str(logdir / TRIAL_TASK), '--outdir', str(config.plots),
+      '--subdir', 'False', '--bins', str(FLAGS['eval_every']), '--labels',
+      'dreamer', 'Scratch', 'FTL ω=1', 'Full transfer']])
+  for run in [] if status else runs:
+    film = run.results / keeping.FILM
+    if film.exists():
+      copy = config.plots / f'{run.name.split("/")[1]}.gif'
+      with files.writing(copy):
+        shutil.copyfile(film, copy)
+      terminal.say(f'{copy} is an episode of its last evaluation.')
+  return status
 
 
 if __name__ == '__main__':

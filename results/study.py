@@ -4,7 +4,6 @@ python3 -m results.study --logdir ./logdir/study --jobs 2   runs what is missing
 python3 -m results.study --do list                a command a line
 python3 -m results.study --do keep                keeps what is complete
 python3 -m results.study --do draw                figures of what --out holds
-python3 -m results.study --do try                 twenty minutes of transfer
 
 It may be stopped at any moment, its runs save themselves; the same command
 continues. A run that is complete is kept in --out, from where it counts and
@@ -12,11 +11,8 @@ its source is read: the rest may be run elsewhere. Any of its commands may as
 well be typed by hand.
 """
 
-import pathlib
-import shutil
-
-from common import files, terminal
-from results import commands, keeping
+from common import terminal
+from results import commands
 
 # The study: all commands, their order and the figures follow from this table.
 
@@ -49,22 +45,15 @@ STEPS = {
 FLAGS = dict(
     preset='small', cnn_depth=8, deter_size=64, num_units=64, termination=True,
     threads=1, prefill=1000, eval_every=1000, eval_episodes=2, log_images=False)
-# Of the two runs of --do try: this target, from the source in results/.
-TRIAL_TASK = 'InvertedPendulumBulletEnv-v0'
-TRIAL = dict(steps=60_000, eval_every=2500, log_images=True)
 
 
 def define_config():
-  config = commands.define_config('./logdir/study', './results', 2, 'try')
-  config.define('plots', pathlib.Path('./plots'), 'Where --do try draws.')
-  return config
+  return commands.define_config('./logdir/study', './results', 2)
 
 
 def main(argv):
   config = define_config().command(argv, __doc__)
   runs = all_runs(config.logdir, config.out)
-  if config.do == 'try':
-    return trial(config)
   if config.do == 'draw':
     return commands.draw(drawings(config.out))
   chosen = commands.select(runs, config.only)
@@ -179,37 +168,6 @@ def drawings(out):
            [runs / puzzle / name for name in ('scratch', 'meta-model')] +
            [runs / 'autoencoder' / puzzle], *merge, '--transfer-report',
            '--labels', *scratch, *meta, *parts)]
-
-
-def trial(config):
-  """Transfer from the source of the results beside training from scratch."""
-  earlier = next(iter(SEEDS.values()))
-  source = config.out / 'sources' / str(earlier) / 'multi-task.pkl'
-  if not source.exists():
-    raise terminal.UserError(
-        f'{source} is missing: it comes with the repository, or from make '
-        'study.')
-  logdir = config.logdir / 'try'
-  runs = [
-      make_run(
-          logdir, logdir / 'results', f'{TRIAL_TASK}/{method}', script, 0,
-          **own, **TRIAL)
-      for method, script, own in (
-          ('scratch', 'dreamer.py', dict(task=TRIAL_TASK)),
-          ('fractional', 'dreamer-FTL.py', dict(
-              task1=TRIAL_TASK, transfer=True, transfer_factor=0.2,
-              source=str(source))))]
-  status = commands.work(runs, config, 'study') or commands.draw([[
-      '--indir', str(logdir / TRIAL_TASK), '--outdir', str(config.plots),
-      '--subdir', 'False', '--bins', str(TRIAL['eval_every'])]])
-  for run in [] if status else runs:
-    film = run.results / keeping.FILM
-    if film.exists():
-      copy = config.plots / f'{run.name.split("/")[1]}.gif'
-      with files.writing(copy):
-        shutil.copyfile(film, copy)
-      terminal.say(f'{copy} is an episode of its last evaluation.')
-  return status
 
 
 if __name__ == '__main__':

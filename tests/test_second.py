@@ -1,10 +1,16 @@
 """The second study of transfer: its table, its figures, and its words."""
 
+import csv
 import json
 import pathlib
+import subprocess
+import sys
 
+from PIL import Image
 import pytest
 
+from common import terminal
+from data import checkpoints
 import dreamer
 from results import keeping, second
 import running
@@ -193,3 +199,42 @@ def test_protocol_is_the_table():
   methods = 2 + len(second.FACTORS) + len(second.FORMS)  # Full, and unfit.
   number = methods * len(second.TARGETS)
   assert f'There are {number} comparisons with scratch' in one_line
+
+
+def test_trial_needs_the_source(tmp_path):
+  with pytest.raises(terminal.UserError, match='several.pkl is missing'):
+    second.main(['--do', 'try', '--out', str(tmp_path)])
+
+
+# With small agents, and another simulator: dm_control may lack OpenGL.
+SMALL = """
+from common import terminal
+from results import second
+second.TRIAL_TASK = 'InvertedPendulumBulletEnv-v0'
+second.TRIAL['steps'] = 600
+second.FLAGS = dict(preset='debug', threads=1, eval_every=200, termination=True)
+terminal.run(second.main)
+"""
+
+
+def test_trial_draws_two_curves_and_films(tmp_path):
+  config = small()
+  source = tmp_path / 'results/sources/120/several.pkl'
+  source.parent.mkdir(parents=True)
+  checkpoints.save(source, dict(
+      dreamer.Dreamer(config, 1).state(), format=checkpoints.CHECKPOINT,
+      script='dreamer.py', config=config.plain(), action_dim=1, step=1))
+  done = subprocess.run(
+      [sys.executable, '-c', SMALL, '--do', 'try', '--logdir',
+       str(tmp_path / 'logdir'), '--out', str(tmp_path / 'results'), '--plots',
+       str(tmp_path / 'plots'), '--jobs', '1'], cwd=ROOT, text=True,
+      capture_output=True)
+  assert done.returncode == 0, done.stdout + done.stderr
+  with (tmp_path / 'plots/scores.csv').open() as file:
+    rows = list(csv.DictReader(file))
+  assert [row['method'] for row in rows] == ['dreamer', 'FTL ω=1']
+  assert (tmp_path / 'plots/curves.png').stat().st_size > 5000
+  for name in ('scratch', 'full'):
+    with Image.open(tmp_path / f'plots/{name}.gif') as film:
+      assert film.n_frames > 3 and film.size == (64, 64)
+    assert f'{name}.gif is an episode' in done.stdout
