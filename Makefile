@@ -52,7 +52,7 @@ learn: $(READY)  ## Runs what is missing of the table of what a core learns.
 	$(RUN) -m results.learn $(ARGS)
 
 try-transfer: $(READY)  ## Transfer from the stored source beside scratch: curves, films.
-	$(RUN) -m results.study --do try $(ARGS)
+	$(RUN) -m results.second --do try $(ARGS)
 
 pybullet: $(READY)  ## Builds PyBullet from source where it has no wheels.
 	$(PIP) $$(sed -n 's/^\(pybullet[^;]*\);.*/\1/p' requirements.txt)
