@@ -146,6 +146,12 @@ def work(runs, config, title, table=()):
   """
   done = keep(runs)
   waiting = wanted(runs, done)
+  for run in waiting:
+    if keeping.other_schedule(run):
+      raise terminal.UserError(
+          f'{run.logdir} holds a run whose learning rates fell over other '
+          f'--steps than {run.flags["steps"]:,}: move it away, and the same '
+          'command makes it anew.')
   total = len(waiting) + len(done)
   say_complete(runs, waiting)
   going, failed, came, status = {}, [], [], 0

@@ -84,14 +84,27 @@ def _is_of(run, folder):
   saved = _saved_flags(folder)
   config = options.SCRIPTS[run.script]().parse(run.words)
   changed = config.changed()
-  # Where learning rates fall, what is learned depends on the steps.
-  if saved.get('lr_end', 1) < 1 and (
-      saved.get('steps') != run.flags['steps'] or 'former_steps' in saved):
+  if _other_schedule(run, saved):
     return False
   return saved.get('script') == run.script and all(
       saved.get(key, config.default(key)) == value
       for key, value in config.plain().items()
       if config.fixed(key) and (key in changed or config.given(key)))
+
+
+def other_schedule(run):
+  """Whether the log directory holds a run with learning rates of its own.
+
+  It can be continued with the steps of the command, but never becomes its run.
+  """
+  saved = _saved_flags(run.logdir)
+  return 'run' in saved and _other_schedule(run, saved)
+
+
+def _other_schedule(run, saved):
+  # Where learning rates fall, what is learned depends on the steps.
+  return saved.get('lr_end', 1) < 1 and (
+      saved.get('steps') != run.flags['steps'] or 'former_steps' in saved)
 
 
 def _saved_flags(folder):

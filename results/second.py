@@ -104,13 +104,11 @@ def all_runs(logdir, out):
     return runs[-1]
 
   for index, (seed, earlier) in enumerate(SEEDS.items()):
-    # Those of the first seed are kept with the results.
-    folder = (logdir if index else out) / 'sources' / str(earlier)
 
-    def source(name, script, **own):
+    def source(name, script, folder=logdir, **own):
       return add(
-          f'sources/{name}', script, earlier, file=folder / f'{name}.pkl',
-          **own)
+          f'sources/{name}', script, earlier,
+          file=folder / 'sources' / str(earlier) / f'{name}.pkl', **own)
 
     def target(task, name, script, after=(), **own):
       return add(
@@ -125,9 +123,10 @@ def all_runs(logdir, out):
     singles = {
         task: source(name, 'dreamer.py', task=task, steps=STEPS[task])
         for task, name in SHORT.items()}
+    # The first one is kept with the results, for --do try.
     several = source(
-        'several', 'dreamer-multi-task.py', steps=SHARED_STEPS,
-        **commands.numbered('task', SOURCES))
+        'several', 'dreamer-multi-task.py', logdir if index else out,
+        steps=SHARED_STEPS, **commands.numbered('task', SOURCES))
     encoder = dict(encoder=str(several.file))
     rewards = [
         source(f'reward-{SHORT[task]}', 'dreamer-MMTL.py', task=task,

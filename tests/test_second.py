@@ -97,12 +97,10 @@ def test_forms_of_meta_model_transfer(runs):
   assert {run.flags['n_meta'] for run in found.values()} == {2}
 
 
-def test_only_the_first_sources_are_kept_with_the_results(runs):
-  folders = {run.file.parts[0] for run in runs if run.file}
-  assert folders == {'out', 'logdir'}
-  assert {run.flags['seed'] for run in runs
-          if run.file and run.file.parts[0] == 'out'} == {
-              next(iter(second.SEEDS.values()))}
+def test_only_the_source_of_the_trial_is_kept_with_the_results(runs):
+  files = {str(run.file) for run in runs if run.file}
+  kept = {file for file in files if not file.startswith('logdir/')}
+  assert kept == {'out/sources/120/several.pkl'}
 
 
 def curve(run, better):
@@ -140,7 +138,6 @@ def test_draw(tmp_path, monkeypatch, capfd):
 def test_sources_are_scored_by_their_last_evaluations(tmp_path, monkeypatch):
   monkeypatch.setattr(second, 'STEPS', dict.fromkeys(second.STEPS, 6000))
   monkeypatch.setattr(second, 'SHARED_STEPS', 6000)
-  # The files of other seeds than the first are in the log directory.
   made = second.all_runs(tmp_path / 'logdir', tmp_path / 'out')
   for run in made:
     if run.file and run.flags['seed'] in (120, 121):
@@ -204,6 +201,28 @@ def test_protocol_is_the_table():
 def test_trial_needs_the_source(tmp_path):
   with pytest.raises(terminal.UserError, match='several.pkl is missing'):
     second.main(['--do', 'try', '--out', str(tmp_path)])
+
+
+def test_trial_showed_what_the_page_says():
+  page = ' '.join((ROOT / 'docs/transfer.md').read_text().split())
+  for method, words in dict(
+      full='after {} environment steps', scratch='from scratch after {}:'
+      ).items():
+    rows = keeping.rows(
+        ROOT / f'results/second_study/trial/{method}/metrics.jsonl')
+    step = next(row['step'] for row in rows if row.get('test/return') == 1000)
+    assert words.format(f'{step:,}') in page
+
+
+def test_first_source_learned_what_the_page_says():
+  page = (ROOT / 'results/second_study/README.md').read_text()
+  run, = [
+      run for run in second.all_runs(
+          pathlib.Path('logdir'), ROOT / 'results/second_study')
+      if run.name == 'sources/several/120']
+  for task, words in {
+      second.BALANCE: 'a mean of {:.0f})', second.POLE: 'half ({:.0f}:'}.items():
+    assert words.format(second.score_of(run, task)) in page
 
 
 # With small agents, and another simulator: dm_control may lack OpenGL.

@@ -404,6 +404,17 @@ def test_length_of_a_run_counts_where_its_learning_rates_fall(run):
   assert not keeping.complete(run)
 
 
+def test_run_that_can_never_count_is_not_continued(run):
+  config = study.define_config().parse(['--logdir', str(run.logdir.parent)])
+  for flags in dict(steps=500), dict(former_steps='500'):
+    write_run(run, evaluations(500), lr_end=0.1, **flags)
+    before = {file: file.read_bytes() for file in run.logdir.iterdir()}
+    with pytest.raises(terminal.UserError, match='move it away') as error:
+      commands.work([run], config, 'study')
+    assert str(run.logdir) in str(error.value)
+    assert {file: file.read_bytes() for file in run.logdir.iterdir()} == before
+
+
 def test_random_play_that_was_cut_short_is_no_return(run):
   lines = [
       {'step': 200 * index, 'train/return': 5.0, 'train/length': 200.0}
