@@ -49,7 +49,8 @@ class History:
       # Only the chief may put a damaged file aside; the others read after it.
       saved = self._checkpoint()
       if saved is not None:
-        self._records = former_steps(values, self._config)
+        self._records = former_steps(
+            values, self._config, learned=saved.get('updates', 0) > 0)
     self._share_id()
     if self._team.chief_says(saved is not None) and not self._team.chief:
       saved = checkpoints.load(self.logdir.checkpoint)
@@ -161,15 +162,16 @@ def _changes(saved, config):
       if config.fixed(name) and saved.get(name, config.default(name)) != value}
 
 
-def former_steps(saved, config):
+def former_steps(saved, config, learned):
   """A record of the `--steps` over which learning rates fell before.
 
-  Empty for a run that has had the same steps all along, or whose rates do not
-  fall. Else another schedule has made the agent than its flags say.
+  Empty for a run that has had the same steps all along since it first
+  `learned`, or whose rates do not fall. Else another schedule has made the
+  agent than its flags say.
   """
   former = str(saved.get('former_steps', '')).split()
   steps = saved.get('steps', config.steps)
-  if config.lr_end < 1 and steps != config.steps:
+  if learned and config.lr_end < 1 and steps != config.steps:
     former.append(f'{steps:g}')
   return dict(former_steps=' '.join(former)) if former else {}
 

@@ -145,16 +145,19 @@ def test_a_flag_younger_than_the_run_had_its_default(tmp_path):
       tmp_path, saved, '--kl_balance', '0.5', '--allow_changes', 'True')
 
 
-@pytest.mark.parametrize('lr_end, lengths, expected', [
-    (0.1, (1000,), ''), (0.1, (1000, 1000), ''), (1.0, (1000, 2000), ''),
-    (0.1, (1000, 2000), '1000'), (0.1, (1000, 2000, 2000, 1e6), '1000 2000')])
+@pytest.mark.parametrize('lr_end, lengths, learned, expected', [
+    (0.1, (1000,), 1, ''), (0.1, (1000, 1000), 1, ''),
+    (1.0, (1000, 2000), 1, ''), (0.1, (1000, 2000), 1, '1000'),
+    (0.1, (1000, 2000, 2000, 1e6), 1, '1000 2000'),
+    (0.1, (1000, 2000), 2, ''), (0.1, (1000, 2000, 1e6), 2, '2000')])
 def test_steps_over_which_rates_fell_are_recorded(
-    tmp_path, lr_end, lengths, expected):
+    tmp_path, lr_end, lengths, learned, expected):
   saved = {}
-  for steps in lengths:
+  for index, steps in enumerate(lengths):
     config = config_of(
         tmp_path, '--lr_end', str(lr_end), '--steps', str(steps))
-    records = resume.former_steps(saved, config) if saved else {}
+    records = resume.former_steps(
+        saved, config, index >= learned) if saved else {}
     saved = {**records, **config.plain()}
   assert saved.get('former_steps', '') == expected
 

@@ -52,12 +52,20 @@ def test_episode_that_ends_early_when_it_is_repeated(copy, capfd):
 
 
 def test_lengthened_run_says_so_where_its_rates_fall(copy):
+  file = copy / 'variables.pkl'
+  checkpoints.save(file, {**checkpoints.load(file), 'updates': 1})
   first = Logdir(copy).read_config()['steps']
   for steps in (first, 700, 700, 900):
     go_on(copy, lr_end=0.1, steps=steps, allow_changes=True)
     former = Logdir(copy).read_config().get('former_steps', '')
     assert former == {
         first: '', 700: f'{first:g}', 900: f'{first:g} 700'}[steps]
+
+
+def test_lengthened_run_that_has_not_learned_is_as_any_other(copy):
+  go_on(copy, lr_end=0.1, steps=700, allow_changes=True)
+  config = Logdir(copy).read_config()
+  assert config['steps'] == 700 and 'former_steps' not in config
 
 
 def lose(path):
