@@ -93,12 +93,20 @@ def _is_of(run, folder):
 
 
 def other_schedule(run):
-  """Whether the log directory holds a run with learning rates of its own.
+  """Whether the log directory holds what other learning rates have learned.
 
   It can be continued with the steps of the command, but never becomes its run.
   """
   saved = _saved_flags(run.logdir)
-  return 'run' in saved and _other_schedule(run, saved)
+  if 'run' not in saved or not _other_schedule(run, saved):
+    return False
+  if 'former_steps' in saved:
+    return True
+  try:
+    checkpoint, _ = checkpoints.newest(Logdir(run.logdir).checkpoint)
+  except terminal.UserError:
+    return False  # Nothing was learned, or the run says what is damaged.
+  return checkpoint.get('updates', 0) > 0
 
 
 def _other_schedule(run, saved):

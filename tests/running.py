@@ -108,7 +108,7 @@ def evaluations(steps, every=100):
       for step in range(every, steps + 1, every)]
 
 
-def write_run(run, lines=None, agent=None, **config):
+def write_run(run, lines=None, agent=None, updates=1, **config):
   """A log directory as the scripts leave it at their end."""
   run.logdir.mkdir(parents=True, exist_ok=True)
   defaults = options.SCRIPTS[run.script]()
@@ -126,7 +126,8 @@ def write_run(run, lines=None, agent=None, **config):
   else:
     checkpoints.save(run.logdir / 'variables.pkl', {
         'format': checkpoints.CHECKPOINT, 'script': run.script, 'step': 1,
-        'action_dim': 1, 'config': {}, 'variables': {}, 'progress': progress})
+        'action_dim': 1, 'config': {}, 'variables': {}, 'updates': updates,
+        'progress': progress})
 
 
 def processes():

@@ -342,15 +342,33 @@ def test_the_table_of_tasks_is_as_the_page_says():
   text = ' '.join(section.split())
   runs = sum(len(re.findall(r'\d+\.', row['scores'])) for row in rows)
   assert f'So far {runs} of its 23 runs are there' in text
-  pendulum, = [
-      row for row in rows if row['task'] == 'InvertedPendulumBulletEnv-v0']
-  assert pendulum['reached'] == 'no'
-  assert f'misses its level by {990 - float(pendulum["median"]):.0f}' in text
+  missed = {row['task']: row for row in rows if row['reached'] == 'no'}
+  assert list(missed) == ['InvertedPendulumBulletEnv-v0', 'dmc_cartpole_swingup']
+  pendulum, swingup = (float(row['median']) for row in missed.values())
+  assert f'InvertedPendulum misses its level by {990 - pendulum:.0f}' in text
+  assert f'dmc_cartpole_swingup misses its own with {swingup:.0f}' in text
   evals = re.search(r'80,000 steps were ([\d, ]+) \(', ' '.join(
       page('learning').split()))[1]
   assert evals.split(', ') == [
       f'{score:.0f}' for _, score in evaluations(
           'runs/dmc_cartpole_balance/dreamer/1')]
+
+
+def test_walker_stand_learned_as_its_protocol_says():
+  text = ' '.join((ROOT / 'results/learning/README.md').read_text().split())
+  short, long = (
+      evaluations(f'{folder}/dmc_walker_stand/dreamer/1')
+      for folder in ('shorter', 'runs'))
+
+  def mean(found, until):
+    scores = [score for step, score in found if step <= until]
+    return f'{np.mean(scores[-10:]):.0f}'
+
+  told = re.search(
+      r'Seed 1 had (\d+) then, .* of seed 1 to step 150,000 have a mean of (\d+) '
+      r'already, .* and the last ten (\d+)\.', text)
+  assert told.groups() == (
+      mean(short, 150_000), mean(long, 150_000), mean(long, 300_000))
 
 
 def whole(text):

@@ -415,6 +415,15 @@ def test_run_that_can_never_count_is_not_continued(run):
     assert {file: file.read_bytes() for file in run.logdir.iterdir()} == before
 
 
+def test_run_that_has_not_learned_may_become_another(run):
+  write_run(run, [], lr_end=0.1, steps=500, updates=0)
+  assert not keeping.other_schedule(run)
+  write_run(run, [], lr_end=0.1, steps=500, updates=3)
+  assert keeping.other_schedule(run)
+  (run.logdir / 'variables.pkl').unlink()
+  assert not keeping.other_schedule(run)
+
+
 def test_random_play_that_was_cut_short_is_no_return(run):
   lines = [
       {'step': 200 * index, 'train/return': 5.0, 'train/length': 200.0}
