@@ -16,6 +16,14 @@ import running
 from runs import signals
 
 
+@pytest.fixture(autouse=True)
+def hangups():
+  """Hangups as in a terminal, also where the tests run under nohup."""
+  before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+  yield
+  signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.parametrize('number, status', [
     (signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129),
     (signal.SIGUSR1, 0)])
