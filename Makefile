@@ -13,7 +13,7 @@ READY := .venv/ready$(if $(filter-out 0,$(GPU)),-gpu)
 
 # What `make train` trains, with PyBullet and without.
 BULLET = $(shell $(RUN) -c 'import importlib.util as find; print(find.find_spec("pybullet") and 1 or "")' 2>/dev/null)
-BALANCE := --task InvertedPendulumBulletEnv-v0 --termination True --steps 4.5e4 \
+BALANCE := --task InvertedPendulumBulletEnv-v0 --termination True --steps 4e4 \
   --eval_every 1000 --eval_episodes 3
 CONTROL := --task dmc_cartpole_balance --render fast --steps 4e4 \
   --eval_every 2500 --eval_episodes 3

@@ -61,7 +61,7 @@ LEVELS = [
     Row('dmc_cartpole_balance', SEEDS, 303, 900, 1.5, 80_000, FAST),
     Row('dmc_walker_stand', SEEDS, 138, 850, 1.5, 300_000, FAST),
     Row('dmc_cup_catch', SEEDS, 126, 800, 1.5, 200_000, FAST),
-    Row('InvertedPendulumBulletEnv-v0', SEEDS, 22, 990, 0.25, 45_000,
+    Row('InvertedPendulumBulletEnv-v0', SEEDS, 22, 990, 0.25, 40_000,
         {**ENDS, **OFTEN}),
     Row('InvertedPendulumSwingupBulletEnv-v0', SEEDS, -884, 500, 1, 150_000),
     Row('dmc_cartpole_swingup', (1,), 75, 500, 2, 300_000, FAST),
