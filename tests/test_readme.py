@@ -347,6 +347,12 @@ def test_the_table_of_tasks_is_as_the_page_says():
   pendulum, swingup = (float(row['median']) for row in missed.values())
   assert f'InvertedPendulum misses its level by {990 - pendulum:.0f}' in text
   assert f'dmc_cartpole_swingup misses its own with {swingup:.0f}' in text
+  longer = re.search(
+      r'With 45,000 steps, .* seeds 1 and 2 have (\d+) and (\d+), so', text)
+  assert longer.groups() == tuple(
+      f'{np.mean([x for _, x in evaluations(run)][-10:]):.0f}'
+      for run in (f'longer/InvertedPendulumBulletEnv-v0/dreamer/{seed}'
+                  for seed in (1, 2)))
   evals = re.search(r'80,000 steps were ([\d, ]+) \(', ' '.join(
       page('learning').split()))[1]
   assert evals.split(', ') == [
