@@ -29,8 +29,8 @@ if __name__ == '__main__':
 import numpy as np
 
 from common import patterns, terminal
-from data import saving
-from data.logdir import Logdir, checkpoint_in
+from data import checkpoints, saving
+from data.logdir import Logdir
 import dreamer
 from runs import loop
 import transfer
@@ -101,7 +101,7 @@ def find_source(config):
   own = Logdir(config.logdir)
   files = [file for file in (own.checkpoint, own.source) if file.exists()]
   if config.source:
-    named = checkpoint_in(config.source)
+    named = checkpoints.file_in(config.source)
     if not any(named.exists() and named.samefile(file) for file in files):
       files.append(named)
   if len(files) > 1:

@@ -10,7 +10,6 @@ import pathlib
 
 from common import flags, layers, terminal
 from data import checkpoints
-from data.logdir import checkpoint_in
 
 
 def define_config():
@@ -28,7 +27,7 @@ def define_config():
 def main(argv):
   config = define_config().command(argv, __doc__)
   source, module, target = getattr(config, 'from'), config.module, config.to
-  file = checkpoint_in(source)
+  file = checkpoints.file_in(source)
   if target.exists():
     raise terminal.UserError(
         f'{target} is there already: remove it or choose another name.')

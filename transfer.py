@@ -5,7 +5,6 @@ import pathlib
 
 from common import layers, options, terminal
 from data import checkpoints
-from data.logdir import checkpoint_in
 
 STORED = pathlib.Path('stored_meta')
 
@@ -43,7 +42,7 @@ def tasks(config):
 def find_module(module, config):
   """The file that a flag names, or one in or above the log directory."""
   if getattr(config, module):
-    return checkpoint_in(getattr(config, module))
+    return checkpoints.file_in(getattr(config, module))
   for folder in (config.logdir, config.logdir.absolute().parent):
     if (folder / f'{module}.pkl').exists():
       return folder / f'{module}.pkl'
@@ -52,7 +51,7 @@ def find_module(module, config):
 def find_reward(name):
   """The file of a source reward model: a path, or stored under a task."""
   if '/' in name or name.endswith('.pkl'):
-    return checkpoint_in(name)
+    return checkpoints.file_in(name)
   if (STORED / f'{name}.pkl').exists():
     return STORED / f'{name}.pkl'
   stored = sorted(STORED.glob('*.pkl'))

@@ -267,6 +267,10 @@ def draw_profiles(tasks, ranges, looks, args):
   """Shares of runs above each normalised score, of methods on all tasks."""
   figure, panels = grid(len(scores.SCORES), args)
   handles = {}
+  chosen = scores.everywhere(tasks)
+  tasks = {
+      task: scores.equally_long({name: methods[name] for name in chosen}, task)
+      for task, methods in tasks.items()}
   for axes, (name, score) in zip(panels, scores.SCORES):
     groups = {
         method: [
@@ -274,7 +278,7 @@ def draw_profiles(tasks, ranges, looks, args):
                 scores.normalise(score(curve), ranges[task])
                 for curve in methods[method]])
             for task, methods in tasks.items()]
-        for method in scores.everywhere(tasks)}
+        for method in chosen}
     values = np.concatenate(sum(groups.values(), []))
     thresholds = np.linspace(
         min(0, values.min()), max(1, values.max()), 201)

@@ -48,6 +48,7 @@ class Source:
   decode: models.Decoder
   dynamics: models.RSSM = None
   reward: models.DenseHead = None
+  clip_rewards: str = 'none'
 
 
 def read(path, autoencoder=None):
@@ -60,7 +61,8 @@ def read(path, autoencoder=None):
       that has neither.
 
   Returns:
-    `{'arrays': {module: {variable: array}}, 'config': activations}`.
+    `{'arrays': {module: {variable: array}}, 'config': {flag: value}}`, with
+    activations and clipped rewards.
 
   Raises:
     UserError: Nothing is there, it is damaged, or it lacks an encoder or a
@@ -107,6 +109,7 @@ def _read(path):
   return {
       'arrays': {name: arrays for name, arrays in found.items() if arrays},
       'config': {
+          'clip_rewards': facts.get('clip_rewards', 'none'),
           'cnn_act': facts.get('cnn_act', 'relu'),
           'dense_act': facts.get('dense_act', 'elu'),
           'rssm_act': data.get('rssm_act') or facts.get('dense_act', 'elu')}}
@@ -174,7 +177,7 @@ def build(found, actions, seed=0, name='source'):
       variable.assign(arrays[module][key])
   return Source(
       name, made['encoder'], made['decoder'], made.get('dynamics'),
-      made.get('reward'))
+      made.get('reward'), config.get('clip_rewards', 'none'))
 
 
 ### Episodes of the target ###
@@ -263,8 +266,9 @@ def measure(source, batch, fit_steps=FIT_STEPS, seed=0):
       decisions ahead, over that of the last image seen, which stays.
     - divergence_fit, ahead_1_fit, …: the same after the weights of actions in
       the dynamics, fresh at first, were fitted to the target.
-    - reward_log_prob, reward_r2: mean log-likelihood of the target's rewards
-      under the source's reward model, and share of their variance.
+    - reward_log_prob, reward_r2: mean log-likelihood of the target's rewards,
+      clipped where the source's were, under the source's reward model, and share
+      of their variance.
 
     and the arrays `truth` and `drawn` [B, T, 64, 64, 3] of the images measured
     on, in 0 to 1.
@@ -291,7 +295,10 @@ def measure(source, batch, fit_steps=FIT_STEPS, seed=0):
       image_r2=1 - float(tf.reduce_sum(error) / tf.reduce_sum(spread)),
       image_error=float(tf.reduce_mean(error)) / 2)
   if source.reward is not None:
-    result.update(reward_measures(source.reward(feat), held['reward']))
+    reward = held['reward']
+    if source.clip_rewards == 'tanh':  # What it learned to predict.
+      reward = tf.tanh(reward)
+    result.update(reward_measures(source.reward(feat), reward))
   return result, {
       'truth': image.numpy() + 0.5,
       'drawn': np.clip(drawn.numpy() + 0.5, 0, 1)}

@@ -277,6 +277,8 @@ def flag_table(curves):
   rows = []
   for curve in curves:
     flags = {**_defaults(curve.config), **curve.config}
+    if curve.config:  # A record, which only runs that were lengthened have.
+      flags.setdefault('former_steps', '')
     rows.append({
         _clean(key): _text(value) for key, value in flags.items()
         if tells_apart(key, curve)})

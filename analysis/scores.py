@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 import pathlib
+import warnings
 
 import numpy as np
 import pandas as pd
@@ -62,13 +63,13 @@ def final_score(curve):
 def summary(how, *groups):
   """`(centre, low, high)` over runs; each group is `[runs, ...]` of a task.
 
-  mean: mean and one standard deviation of the runs at hand, the root of their
-  mean squared distance (ddof 0: with three runs 0.82 of the estimate with
+  Tasks count alike, however many runs they have. mean: mean and one standard
+  deviation of the runs at hand, the root of their mean squared distance (ddof 0: with three runs 0.82 of the estimate with
   ddof 1); median: median and quartiles; iqm: mean of the middle half and its
   95 % bootstrap interval, runs being redrawn within each group (Agarwal et al.
   2021, arXiv 2108.13264).
   """
-  pooled = np.concatenate(groups)
+  pooled = _pooled(groups)
   if how == 'median':
     return np.median(pooled, 0), *np.percentile(pooled, (25, 75), axis=0)
   if how == 'iqm':
@@ -104,14 +105,31 @@ def interval(statistic, *groups):
   if min(map(len, groups)) < 2:
     nothing = np.full(np.shape(groups[0])[1:], np.nan)
     return nothing, nothing
-  result = scipy.stats.bootstrap(
-      groups, statistic, n_resamples=RESAMPLES, axis=0, method='percentile',
-      batch=200, rng=np.random.default_rng(0))
-  return result.confidence_interval
+  with warnings.catch_warnings(), np.errstate(invalid='ignore'):
+    # Of draws that are not finite, which are looked at below.
+    warnings.simplefilter('ignore', scipy.stats.DegenerateDataWarning)
+    result = scipy.stats.bootstrap(
+        groups, statistic, n_resamples=RESAMPLES, axis=0, method='percentile',
+        batch=200, rng=np.random.default_rng(0))
+  drawn = result.bootstrap_distribution
+  if np.isfinite(drawn).all():
+    return result.confidence_interval
+  # Between infinite draws there is nothing to interpolate.
+  return tuple(
+      np.nanpercentile(drawn, share, axis=-1, method=method)
+      for share, method in ((2.5, 'lower'), (97.5, 'higher')))
 
 
 def _iqm(*groups, axis=0):
-  return scipy.stats.trim_mean(np.concatenate(groups, axis), 0.25, axis=axis)
+  return scipy.stats.trim_mean(_pooled(groups, axis), 0.25, axis=axis)
+
+
+def _pooled(groups, axis=0):
+  """The runs of all tasks, repeated so that each task has as many."""
+  counts = [group.shape[axis] for group in groups]
+  return np.concatenate([
+      np.repeat(group, math.lcm(*counts) // count, axis)
+      for group, count in zip(groups, counts)], axis)
 
 
 def score_range(task, curves, width, yaxis):
@@ -135,6 +153,12 @@ def score_rows(tasks, ranges, how):
   """
   rows = []
   for task, methods in tasks.items():
+    ends = [curve.xs[-1] for curves in methods.values() for curve in curves]
+    if min(ends) < 0.5 * max(ends):
+      terminal.warn(
+          f'runs of {task} end after {tables.si(min(ends))} to '
+          f'{tables.si(max(ends))} steps, and each score is over all of them: '
+          f'--until {min(ends):g} compares the same steps.')
     for method, curves in methods.items():
       rows.append(dict(
           task=task, method=method, runs=len(curves),
@@ -174,7 +198,8 @@ def transfer_rows(
 
   - jump_start: difference of the mean over the first tenth of the steps.
   - area_ratio: area under the curve over that of scratch, above a floor: the
-    lowest bin of the scratch runs where that is negative, else 0.
+    lowest bin of the scratch runs where that is negative, else 0. The upper end
+    of its interval is infinite where too many draws of scratch have no area.
   - final_difference: difference of the mean over the last tenth.
   - steps_to_threshold: end of the first bin that reaches `threshold`, by
     default nine tenths of the way from the floor to the final score of
@@ -289,7 +314,7 @@ def compare(curves, scratch, width, threshold=None, tested=False):
   return dict(
       steps=steps,
       jump_start=_estimate(_difference, *starts),
-      area_ratio=_estimate(_ratio, *areas),
+      area_ratio=_ratio_estimate(*areas),
       final_difference=_estimate(_difference, *finals),
       threshold=threshold,
       reached=int(np.isfinite(hits[0]).sum()),
@@ -387,6 +412,21 @@ def _ratio(ours, theirs, axis):
   return ours / np.where(theirs > 0, theirs, np.nan)
 
 
+def _ratio_estimate(ours, theirs):
+  centre = _ratio(ours, theirs, 0)
+  if np.isnan(centre):
+    return centre, np.nan, np.nan
+  return centre, *interval(_ratio_drawn, ours, theirs)
+
+
+def _ratio_drawn(ours, theirs, axis):
+  """`_ratio`, infinite where runs without any area were drawn."""
+  own = ours.mean(axis)
+  return np.where(
+      theirs.mean(axis) > 0, _ratio(ours, theirs, axis),
+      np.where(own, np.copysign(np.inf, own), np.nan))
+
+
 # Comparing methods over all tasks (Agarwal et al. 2021, arXiv 2108.13264)
 
 
@@ -401,7 +441,8 @@ def improvement_rows(tasks, baseline, tested=False):
 
   Returns:
     A row for each other method that ran all tasks, with the probability and
-    its 95 % bootstrap interval for overall and final scores.
+    its 95 % bootstrap interval for overall and final scores, over the steps that
+    the runs of both have made.
   """
   rows = []
   for method in everywhere(tasks):
@@ -410,10 +451,14 @@ def improvement_rows(tasks, baseline, tested=False):
     row = dict(
         method=method, baseline=baseline, tasks=len(tasks),
         runs=sum(len(methods[method]) for methods in tasks.values()))
+    pairs = [
+        equally_long(
+            {side: methods[side] for side in (method, baseline)}, task)
+        for task, methods in tasks.items()]
     sides = {
         name: [
-            [np.array([score(curve) for curve in methods[side]])
-             for methods in tasks.values()] for side in (method, baseline)]
+            [np.array([score(curve) for curve in pair[side]])
+             for pair in pairs] for side in (method, baseline)]
         for name, score in SCORES}
     for name, (ours, theirs) in sides.items():
       row[name] = improvement(ours, theirs)
@@ -423,6 +468,26 @@ def improvement_rows(tasks, baseline, tested=False):
   if tested:
     correct(rows)
   return rows
+
+
+def equally_long(methods, task):
+  """The curves of a task's `methods {name: [curves]}`, cut to common steps.
+
+  Runs that are at most a twentieth longer than the shortest stay whole: their
+  last evaluations come where an episode ends.
+  """
+  ends = {
+      name: max(curve.xs[-1] for curve in curves)
+      for name, curves in methods.items()}
+  steps = min(curve.xs[-1] for curves in methods.values() for curve in curves)
+  if max(ends.values()) <= 1.05 * steps:
+    return methods
+  terminal.warn(
+      f'{" and ".join(methods)} on {task} are compared over '
+      f'{tables.si(steps)} steps only: one run ends there.')
+  return {
+      name: [reading.cut(curve, steps) for curve in curves]
+      for name, curves in methods.items()}
 
 
 def everywhere(tasks):
@@ -491,7 +556,7 @@ def p_value(ours, theirs, statistic=None, middle=0.0, count=10_000):
       *(scores[:, size:] for scores, size in zip(orders, sizes)), axis=1)
   found = statistic(*ours, *theirs, axis=0)
   # Sums of the same numbers in another order differ by as much as this.
-  same = 1e-9 * max(1.0, *(np.abs(scores).max() for scores in pooled))
+  same = 1e-9 * np.abs(drawn - middle).max()
   far = int((np.abs(drawn - middle) >= abs(found - middle) - same).sum())
   return far / ways if exact else (1 + far) / (1 + count)
 
@@ -546,7 +611,7 @@ def profile(groups, thresholds):
 
 
 def _pooled_mean(*groups, axis):
-  return np.concatenate(groups, axis).mean(axis)
+  return _pooled(groups, axis).mean(axis)
 
 
 # Published scores
@@ -556,8 +621,8 @@ def baselines(task):
   """Published scores of a task, `{name: (score, low, high)}`.
 
   Sources: `baselines/README.md`. Dreamer's numbers are read as ranges: the
-  mean, lowest and highest over seeds of the last tenth before 1e6 and 5e6
-  steps.
+  mean, lowest and highest over seeds of the bins whose middle is in the last
+  tenth before 1e6 and 5e6 steps.
   """
   single = json.loads((BASELINES / 'baselines.json').read_text())
   result = {
@@ -566,8 +631,10 @@ def baselines(task):
   for steps in (1e6, 5e6):
     scores = []
     for xs, ys in _published_runs(task):
-      if xs[-1] >= steps - PUBLISHED_BIN:  # It got to `steps`.
-        scores.append(ys[(xs > 0.9 * steps) & (xs <= steps)].mean())
+      middle = xs - PUBLISHED_BIN / 2
+      last = (middle > 0.9 * steps) & (middle <= steps)
+      if last.any() and xs[-1] >= steps - PUBLISHED_BIN:  # It got to `steps`.
+        scores.append(ys[last].mean())
     if scores:
       name = f'dreamer_{steps / 1e6:.0f}e6'
       result[name] = np.mean(scores), min(scores), max(scores)

@@ -49,9 +49,10 @@ def _cell(name, value, how):
   if not np.isfinite(values[0]):
     return '–'
   if name in ('p', 'p_holm'):
-    return f'{values[0]:.2g}'
+    # So that one sees on which side of 0.05 it is.
+    return f'{values[0]:.{3 if 0.045 < values[0] < 0.055 else 2}g}'
   # One number of decimals for a value and its interval.
-  largest = np.nanmax(np.abs(values))
+  largest = max(abs(value) for value in values if np.isfinite(value))
   decimals = 1 if largest >= 10 else 2 if largest >= 1 else 3
   show = si if name.startswith('steps') else f'{{:.{decimals}f}}'.format
   if np.isnan(values[-1]) or len(values) == 1:

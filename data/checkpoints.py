@@ -55,6 +55,18 @@ def load(path):
     return data
 
 
+def file_in(path):
+  """The file that a path names: itself, or a log directory's checkpoint.
+
+  Of two it is the newest complete one.
+  """
+  path = pathlib.Path(path)
+  if not path.is_dir():
+    return path
+  file = logdir.Logdir(path).checkpoint
+  return newest(file)[1] if previous(file).exists() else file
+
+
 def newest(path):
   """The newest complete checkpoint of a run, and the file that it is in.
 

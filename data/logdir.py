@@ -114,9 +114,3 @@ class Logdir:
       holder = f'{os.getpid()} on {socket.gethostname()}'
       os.write(file.fileno(), holder.encode())
     return file
-
-
-def checkpoint_in(path):
-  """The file that a path names: itself, or a log directory's checkpoint."""
-  path = pathlib.Path(path)
-  return Logdir(path).checkpoint if path.is_dir() else path

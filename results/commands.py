@@ -289,4 +289,5 @@ def draw(commands):
     terminal.say('\n' + shlex.join(['python3', 'plotting.py', *words]))
     statuses.append(subprocess.run(
         [sys.executable, str(files.ROOT / 'plotting.py'), *words]).returncode)
-  return max(statuses)
+  # One that a signal ended has a negative status.
+  return next((abs(status) for status in statuses if status), 0)

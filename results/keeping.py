@@ -87,9 +87,18 @@ def _is_of(run, folder):
   if _other_schedule(run, saved):
     return False
   return saved.get('script') == run.script and all(
-      saved.get(key, config.default(key)) == value
+      _file(saved.get(key, config.default(key))) == _file(value)
       for key, value in config.plain().items()
       if config.fixed(key) and (key in changed or config.given(key)))
+
+
+def _file(value):
+  """What a flag names; of a source's file, without the study's directory.
+
+  So a run counts in whatever --logdir its sources were made.
+  """
+  found = re.search(r'(?:^|/)(sources/\d+/[^/]+\.pkl)$', str(value))
+  return found[1] if found else value
 
 
 def other_schedule(run):

@@ -440,6 +440,23 @@ def test_newest_only_reads(tmp_path, capsys):
   assert f'{path} is missing' in capsys.readouterr().err
 
 
+def test_a_log_directory_names_its_newest_complete_checkpoint(
+    tmp_path, capsys):
+  path = tmp_path / 'variables.pkl'
+  assert checkpoints.file_in(tmp_path) == path
+  assert checkpoints.file_in(str(path)) == path
+  checkpoints.save(path, today(1), keep=True)
+  checkpoints.save(path, today(2), keep=True)
+  assert checkpoints.file_in(tmp_path) == path
+  path.write_bytes(path.read_bytes()[:-100])
+  assert checkpoints.file_in(tmp_path) == checkpoints.previous(path)
+  assert f'{path} is truncated' in capsys.readouterr().err
+  path.unlink()
+  assert checkpoints.file_in(tmp_path) == checkpoints.previous(path)
+  # A file is taken at its word.
+  assert checkpoints.file_in(path) == path
+
+
 ### Bad files ###
 
 

@@ -65,12 +65,6 @@ def test_config_comes_back(tmp_path):
     assert folder.read_config() == {}
 
 
-def test_checkpoint_in(tmp_path):
-  file = tmp_path / 'variables.pkl'
-  assert logdir.checkpoint_in(tmp_path) == file
-  assert logdir.checkpoint_in(str(file)) == file
-
-
 HOLDER = '''
 import subprocess, sys
 sys.path[:0] = [{root!r}]

@@ -469,8 +469,9 @@ def test_gaps_use_the_runs_there_are():
   centre, low, high = scores.curve_summary('mean', values)
   np.testing.assert_allclose(centre, [3, 2, 6, 4])
   np.testing.assert_allclose(high - centre, [(8 / 3) ** 0.5, 1, nan, 0])
+  # Two tasks count alike: of the first column the means are 1 and 4.
   both = scores.curve_summary('mean', values[:1], values[1:])
-  np.testing.assert_allclose(both[0], [3, 2, nan, 4])
+  np.testing.assert_allclose(both[0], [2.5, 2, nan, 4])
 
 
 def test_score_table(tmp_path, capsys):
@@ -703,10 +704,75 @@ def test_interval_of_improvement_covers_as_often_as_it_says():
 def test_performance_profile_is_the_share_of_runs_above():
   groups = [np.array([0.1, 0.5, 0.9]), np.array([0.5, 0.5])]
   share, low, high = scores.profile(groups, np.array([0, 0.3, 0.5, 0.9]))
-  np.testing.assert_allclose(share, [1, 4 / 5, 1 / 5, 0])
+  np.testing.assert_allclose(share, [1, 5 / 6, 1 / 6, 0])
   # Only runs of the first task differ, and they are redrawn within it.
-  np.testing.assert_allclose(low, [1, 2 / 5, 0, 0])
-  np.testing.assert_allclose(high, [1, 1, 3 / 5, 0])
+  np.testing.assert_allclose(low, [1, 1 / 2, 0, 0])
+  np.testing.assert_allclose(high, [1, 1, 1 / 2, 0])
+
+
+def test_tasks_count_alike_however_many_runs_they_have():
+  # The same on both tasks, with five runs of one and one of the other.
+  best, worst = np.ones(5), np.zeros(5)
+  for how in ('mean', 'median', 'iqm'):
+    first, second = (
+        scores.summary(how, *groups)[0]
+        for groups in ((best, worst[:1]), (best[:1], worst)))
+    assert first == second == pytest.approx(0.5), how
+  first, second = (
+      scores.profile(groups, np.array([0.5]))[0]
+      for groups in ((best, worst[:1]), (best[:1], worst)))
+  assert first == second == pytest.approx(0.5)
+
+
+def drawn(*levels, steps=20):
+  """Curves that rise from 0 to a level each."""
+  xs = np.linspace(0, 1e6, steps)
+  return [
+      reading.Curve('t', 'm', str(seed), None, {}, xs, level * xs / 1e6)
+      for seed, level in enumerate(levels)]
+
+
+@pytest.mark.parametrize('zeros', range(3))
+def test_area_ratio_has_an_interval_where_some_of_scratch_have_no_area(
+    zeros, recwarn):
+  scratch = drawn(*[0] * zeros, *[100, 110, 105, 102, 108][zeros:])
+  centre, low, high = scores.compare(
+      drawn(210, 200, 205, 208, 206), scratch, 1e5)['area_ratio']
+  # Five draws are all without area in at most 1 of 98 resamples.
+  assert 1 < low < centre < high < np.inf
+  assert not recwarn.list
+
+
+def test_area_ratio_may_be_unbounded(recwarn):
+  found = scores.compare(
+      drawn(200, 210, 205), drawn(0, 0, 100), 1e5)['area_ratio']
+  assert 1 < found[1] < found[0] and found[2] == np.inf
+  assert tables._cell('area_ratio', found, 'iqm').endswith(', inf]')
+  nothing = scores.compare(drawn(1, 2), drawn(0, 0), 1e5)['area_ratio']
+  assert np.isnan(nothing).all() and not recwarn.list
+
+
+def test_unequal_runs_are_compared_over_common_steps(capsys):
+  """The same curves, of which one side ends after half of the steps."""
+  long = drawn(100, 110, 120, 130, 140)
+  short = [reading.cut(curve, 5e5) for curve in long]
+  row, = scores.improvement_rows(
+      {'t': {'short': short, 'long': long}}, 'short', tested=True)
+  assert row['overall'][0] == row['final'][0] == 0.5 and row['p'] == 1
+  assert 'long and short on t are compared over' in capsys.readouterr().err
+  # What only ends where its last episode does stays whole.
+  later = [reading.Curve(**{
+      **vars(curve), 'xs': curve.xs + 8}) for curve in long]
+  same = scores.equally_long({'long': long, 'later': later}, 't')
+  assert len(same['later'][0].xs) == len(later[0].xs)
+  assert not capsys.readouterr().err
+
+
+def test_score_table_says_that_runs_are_unequal(capsys):
+  long = drawn(100, 110)
+  tasks = {'t': {'short': [reading.cut(long[0], 3e5)], 'long': long}}
+  scores.score_rows(tasks, {'t': (0, 1)}, 'mean')
+  assert '--until 263158 compares the same steps' in capsys.readouterr().err
 
 
 def test_p_value_is_that_of_all_permutations():
@@ -726,7 +792,7 @@ def test_p_value_is_that_of_all_permutations():
         exact.pvalue, rel=1e-9)
 
 
-@pytest.mark.parametrize('scale', [1, 1e5])
+@pytest.mark.parametrize('scale', [1, 1e5, 1e9])
 def test_least_p_values(scale):
   low, high = np.arange(1.0, 6) * scale, np.arange(6.0, 11) * scale
   more = np.arange(21.0, 26) * scale
@@ -804,6 +870,20 @@ def test_lengthened_run_with_falling_rates_is_another_method(tmp_path):
   found = {curve.method for curve in reading.load([tmp_path])}
   assert len(found) == 2
   assert any('former_steps=20000' in name for name in found)
+
+
+def test_a_lengthened_run_is_no_baseline(tmp_path, capsys):
+  flags = dict(task='t', steps=40000, lr_end=0.1)
+  for method, script, more in (
+      ('scratch', 'dreamer.py', dict(former_steps='20000')),
+      ('ftl', 'dreamer-FTL.py', dict(transfer=True, source='x.pkl'))):
+    for seed in range(2):
+      write_run(tmp_path / 't' / method / str(seed), STEPS, config=dict(
+          **flags, script=script, seed=seed, **more))
+  with pytest.raises(terminal.UserError, match='needs runs with transfer'):
+    make(tmp_path, '--transfer-report')
+  assert "more than the transfer, 'dreamer' in former_steps" in (
+      capsys.readouterr().err)
 
 
 def test_p_values_over_all_tasks_stand_in_the_table_if_asked_for(two_tasks):
@@ -952,8 +1032,9 @@ def test_a_dot_is_announced(tmp_path, capsys):
   assert [1.5, 2.0] in [
       segment[:, 1].tolist() for band in axes.collections
       if hasattr(band, 'get_segments') for segment in band.get_segments()]
-  warning, = capsys.readouterr().err.splitlines()
-  assert 'bins of 100K steps leave of short on t' in warning
+  dot, unequal = capsys.readouterr().err.splitlines()
+  assert 'bins of 100K steps leave of short on t' in dot
+  assert '--until 20000' in unequal
 
 
 def test_step_texts():
@@ -988,8 +1069,9 @@ def test_baseline_lines(two_tasks):
   runs = [run for run in json.loads(
       (ROOT / 'analysis' / 'baselines' / 'dreamer.json').read_text())
       if run['task'] == 'dmc_walker_walk']
-  early = [dict(zip(run['xs'], run['ys']))[905000.0] for run in runs]
-  late = [np.mean(run['ys'][45:]) for run in runs if len(run['ys']) == 50]
+  # Bins are named for their ends: that of 1,005,000 begins at 905,000.
+  early = [dict(zip(run['xs'], run['ys']))[1005000.0] for run in runs]
+  late = [np.mean(run['ys'][46:]) for run in runs if len(run['ys']) == 50]
   assert 0 < len(late) < 5
   assert sorted(set(levels) - set(known)) == pytest.approx(
       sorted([np.mean(early), np.mean(late)]))

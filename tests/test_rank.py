@@ -145,6 +145,22 @@ def test_reward_measures_of_known_answers():
       tools.UnitNormal(reward), tf.ones([2, 2]))['reward_r2'])
 
 
+def test_rewards_are_clipped_as_the_source_learned_them(batch):
+  found = forecast.read(TRAINED)
+  assert found['config']['clip_rewards'] == 'none'
+  found['config']['clip_rewards'] = 'tanh'
+  source = forecast.build(found, 3)
+
+  def right(feat):  # What a perfect model of clipped rewards says.
+    held = batch['reward'][-feat.shape[0]:]
+    return tools.UnitNormal(tf.tanh(tf.convert_to_tensor(10 * held)))
+
+  source.reward = right
+  large = {**batch, 'reward': 10 * batch['reward']}
+  measures, _ = forecast.measure(source, large, fit_steps=0)
+  assert measures['reward_r2'] == pytest.approx(1)
+
+
 def test_log_directories_module_files_and_old_files_are_sources(
     tmp_path, batch):
   assert 'dynamics' in forecast.read(RUN)['arrays']

@@ -135,6 +135,25 @@ def test_draw(tmp_path, monkeypatch, capfd):
   assert 'single-pole' in single and 'single-balance' in single
 
 
+def test_runs_count_wherever_their_sources_were_made(tmp_path):
+  made, = [
+      run for run in second.all_runs(tmp_path / 'elsewhere', tmp_path / 'out')
+      if run.name == f'targets/{second.HOPPER}/meta-frozen/21']
+  write_run(made)
+  keeping.keep(made)
+  for logdir, name, expected in (
+      ('logdir', 'meta-frozen/21', True), ('logdir', 'meta-trained/21', False)):
+    run, = [
+        run for run in second.all_runs(tmp_path / logdir, tmp_path / 'out')
+        if run.name == f'targets/{second.HOPPER}/{name}']
+    assert keeping.kept(run) == expected
+  # Another source is another run.
+  config = json.loads((made.results / 'config.json').read_text())
+  config['meta1'] = config['meta1'].replace('/121/', '/122/')
+  (made.results / 'config.json').write_text(json.dumps(config))
+  assert not keeping.kept(made)
+
+
 def test_sources_are_scored_by_their_last_evaluations(tmp_path, monkeypatch):
   monkeypatch.setattr(second, 'STEPS', dict.fromkeys(second.STEPS, 6000))
   monkeypatch.setattr(second, 'SHARED_STEPS', 6000)

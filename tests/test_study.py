@@ -617,6 +617,16 @@ def test_sources_of_the_results_are_sources(results):
           'reward/h0/kernel'])
 
 
+@pytest.mark.parametrize('codes, status', [
+    ((0, 0), 0), ((-9, 0), 9), ((0, 2), 2), ((1, -9), 1)])
+def test_drawing_that_was_killed_has_failed(codes, status, monkeypatch):
+  left = list(codes)
+  monkeypatch.setattr(
+      commands.subprocess, 'run',
+      lambda words: subprocess.CompletedProcess(words, left.pop(0)))
+  assert commands.draw([['--indir', 'x'], ['--indir', 'y']]) == status
+
+
 def test_draw(results):
   out, runs = results
   assert study.main(['--do', 'draw', '--out', str(out)]) == 0
