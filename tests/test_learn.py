@@ -269,14 +269,17 @@ def test_the_last_film_is_kept_if_it_is_small(tmp_path, monkeypatch):
 def test_the_page_says_what_is_run():
   text = (ROOT / 'results' / 'learning' / 'README.md').read_text()
   found = re.findall(
-      r'^\| ([\w-]+) \| ([\d, ]+) \| ([−\d.,]+) \| ([\d,–]+) \| ([\d,]+) \|(.*)\|$',
+      r'^\| ([\w-]+) \| ([\d, ]+) \| ([−\d.,]+) \| ([\d,–]+) \| ([\d,]+) \| '
+      r'([\d.]+ h|–) \|(.*)\|$',
       text, re.M)
   assert [
       (task, seeds, float(random.replace('−', '-').replace(',', '')), level,
-       steps) for task, seeds, random, level, steps, _ in found] == [
+       steps, hours)
+      for task, seeds, random, level, steps, hours, _ in found] == [
           (row.task, ', '.join(map(str, row.seeds)), row.random,
            f'{row.level:g}' if row.level == row.level else '–',
-           f'{row.steps:,}') for row in learn.table()]
+           f'{row.steps:,}', f'{row.hours:g} h' if row.hours == row.hours
+           else '–') for row in learn.table()]
   for row, (*_, words) in zip(learn.table(), found):
     flags = ' '.join(f'--{name} {value}' for name, value in row.more.items())
     assert words.strip(' `') == flags
