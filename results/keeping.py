@@ -170,7 +170,7 @@ def write_table(runs, out):
   """Tells of all runs how far they came, in `runs.csv`."""
   table = []
   for run in runs:
-    table += rows(run.results / 'run.json') or [
+    table += rows(run.results / 'run.json') if recorded(run) else [
         dict(run=run.name, steps=reached(run), command=run.command)]
   text = io.StringIO(newline='')
   writer = csv.DictWriter(text, max(table, key=len))

@@ -334,6 +334,19 @@ def test_measures_that_are_missing_or_damaged_are_one_line(elsewhere):
     forecasting.main(['--do', 'draw'])
 
 
+def test_measures_of_other_runs_are_one_line_and_nothing_is_written(elsewhere):
+  (elsewhere / 'measures.json').write_text('[]')
+  with pytest.raises(terminal.UserError, match='--do measure makes'):
+    forecasting.main(['--do', 'draw'])
+  rows = json.loads((STORED / 'measures.json').read_text())
+  for row in rows:
+    row['decisions'] = -1
+  (elsewhere / 'measures.json').write_text(json.dumps(rows))
+  with pytest.raises(terminal.UserError, match='no measure of any run'):
+    forecasting.main(['--do', 'draw'])
+  assert [path.name for path in elsewhere.iterdir()] == ['measures.json']
+
+
 # What is stored, and said of it
 
 

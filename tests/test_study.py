@@ -587,6 +587,11 @@ def test_what_is_kept_needs_no_log_directory(results, tmp_path):
   row = read_csv(out / 'runs.csv')[1]
   assert (row['run'], row['steps'], row['commits']) == (
       runs[1].name, '3000', '')
+  # And what is kept of other flags is none of it.
+  runs[2].flags['seed'] += 1
+  keeping.write_table(runs, out)
+  row = read_csv(out / 'runs.csv')[2]
+  assert (row['run'], row['hours']) == (runs[2].name, '')
 
 
 def test_sources_of_the_results_are_sources(results):
