@@ -82,10 +82,20 @@ class MetaModel(dreamer.Dreamer):
 
   @classmethod
   def from_checkpoint(cls, config, action_dim, checkpoint):
-    if not config.freeze_decoder and 'decoder' in checkpoint['frozen']:
-      frozen = [name for name in checkpoint['frozen'] if name != 'decoder']
-      checkpoint = dict(
-          checkpoint, frozen=frozen, records={'decoder_used': 'copied'})
+    before = checkpoint['config'].get('freeze_decoder', True)
+    # Older versions did not save what was done with the decoder.
+    used = checkpoint.get('records', {}).get(
+        'decoder_used', 'fresh' if before else 'copied')
+    if 'decoder' in checkpoint['frozen']:
+      if not config.freeze_decoder:
+        frozen = [name for name in checkpoint['frozen'] if name != 'decoder']
+        checkpoint = dict(
+            checkpoint, frozen=frozen, records={'decoder_used': 'copied'})
+    elif config.freeze_decoder and used == 'copied':
+      raise terminal.UserError(
+          'this run has trained its decoder, so that it cannot be frozen: '
+          'continue with --freeze_decoder False, or start anew in another '
+          '--logdir.')
     return super().from_checkpoint(config, action_dim, checkpoint)
 
   def coverage(self, directory):

@@ -410,6 +410,7 @@ class Optimizer:
     """Everything that the next update depends on, as plain containers."""
     return {
         'iterations': self._adam.iterations.numpy(),
+        'scaled': self._scaled,
         'scale': self._scale.numpy(),
         'good': self._good.numpy(),
         'skipped': self._skipped.numpy(),
@@ -419,8 +420,11 @@ class Optimizer:
 
   def restore(self, state):
     self._adam.iterations.assign(state['iterations'])
-    self._scale.assign(state['scale'])
-    self._good.assign(state['good'])
+    # Older versions did not save whether there was a scale.
+    scaled = state.get('scaled', state['scale'] != 1 or state['good'] > 0)
+    if scaled and self._scaled:  # Else the precision is another one now.
+      self._scale.assign(state['scale'])
+      self._good.assign(state['good'])
     self._skipped.assign(state['skipped'])
     self._in_a_row.assign(state['in_a_row'])
     for slots, values in (

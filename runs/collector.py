@@ -71,6 +71,10 @@ class Collector:
   def restore(self, state):
     """Goes on at a decision; `state` may be of an older version.
 
+    Returns:
+      Decisions taken since then in episodes that were finished; where there are
+      several environments, those of all together.
+
     Raises:
       UserError: Episodes that the run had are missing, and --allow_changes is
         not given.
@@ -78,16 +82,17 @@ class Collector:
     self.layout = state.get('layout', 1)
     self._driver.seed = self._seed(self.layout)
     self._miss(state)
-    self._driver.restore(state['driver'], [
-        actions for actions in map(_actions, self._since(state))
-        if actions is not None])
+    since = self._since(state)
+    self._driver.restore(state['driver'], [_actions(path) for path in since])
+    return _decisions(since, state['driver']['open'])
 
   def skip(self, count):
     """Passes over the seeds of `count` episodes and of those that are there.
 
-    For a state that is lost.
+    For a state that is lost; returns the decisions of those that are there.
     """
     self._driver.skip(self._replay.episodes + count)
+    return self._replay.steps // self._config.action_repeat
 
   def _seed(self, layout):
     if layout == 1:
@@ -139,7 +144,19 @@ def _limit(config):
   return max(1, config.collect_limit // config.action_repeat)
 
 
+def _decisions(since, begun):
+  """Decisions that episodes have which were finished after a state was saved.
+
+  A single environment had taken those of the episode `begun` then before.
+  """
+  taken = sum(records_in(path) - 1 for path in since)
+  if since and len(begun) == 1 and begun[0]:
+    taken -= len(begun[0]['action']) - 1
+  return max(0, taken)
+
+
 def _actions(path):
-  """Actions of an episode; None where it is damaged."""
+  """Actions of an episode; none where it is damaged."""
   with contextlib.suppress(terminal.UserError):
     return episodes.load(path)['action']
+  return []

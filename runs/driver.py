@@ -80,7 +80,7 @@ class Driver:
     """Takes the saved actions again; an episode that differs is dropped.
 
     `finished` has the actions of the episodes that were finished after the
-    state was saved: those are not begun again.
+    state was saved, none of damaged ones: those are not begun again.
     """
     if len(state['begun']) != len(self._envs):
       self._begun = [max(state['begun']) + len(finished)] * len(self._envs)
@@ -90,8 +90,9 @@ class Driver:
     for index, saved in enumerate(state['open']):
       if saved is None or any(
           begins_with(actions, saved['action']) for actions in finished):
-        # Every seed that may have been used since is passed over.
-        self._begun[index] += len(finished)
+        # Every seed that a finished episode may have had is passed over; that
+        # of an episode that was open had been counted.
+        self._begun[index] += len(finished) - bool(saved)
         continue
       self._begun[index] -= 1
       try:

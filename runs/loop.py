@@ -324,12 +324,15 @@ class Run:
     own = saved if self._team.chief else self._history.read_worker(saved)
     if own is None:
       # A worker without a state begins with episodes that no worker had.
-      self._collector.skip(self._team.size)
-      return
-    if not self._team.chief:
-      self._agent.random.restore(own['calls'])
-    # Older versions did not save the steps of the episodes.
-    self._collector.restore({'steps': saved['step'], **own['progress']})
+      passed = self._collector.skip(self._team.size)
+    else:
+      if not self._team.chief:
+        self._agent.random.restore(own['calls'])
+      # Older versions did not save the steps of the episodes.
+      passed = self._collector.restore(
+          {'steps': saved['step'], **own['progress']})
+    # Noise of episodes that are stored must not come again.
+    self._agent.random.calls[True] += passed
 
 
 # Parts of a run

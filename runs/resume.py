@@ -82,7 +82,8 @@ class History:
   def save(self, agent, progress):
     """Writes the checkpoint; the one before stays beside it."""
     agent.save(
-        self.logdir.checkpoint, keep=True, run=self._id, progress=progress)
+        self.logdir.checkpoint, keep=True, run=self._id, progress=progress,
+        **self._records)
 
   def save_worker(self, agent, progress):
     """Writes the part that a worker has for itself."""
@@ -198,4 +199,6 @@ def saved_config(logdir):
     return values
   if 'run' not in saved:
     return values
-  return dict(saved['config'], script=saved['script'], run=saved['run'])
+  return {**saved['config'], **{
+      key: saved[key] for key in ('script', 'run', 'former_steps')
+      if key in saved}}

@@ -1,5 +1,6 @@
 """The agent: same function as the published one, and how it acts and learns."""
 
+import copy
 import json
 import pathlib
 import pickle
@@ -706,6 +707,32 @@ def test_auto_precision_is_saved_and_kept(tmp_path, monkeypatch):
   del saved['precision']
   assert dreamer.Dreamer.from_checkpoint(
       make_config(precision='auto'), ACTIONS, saved).precision == '32'
+
+
+def test_loss_scale_is_fresh_where_the_precision_changed():
+  def scales(precision, state):
+    agent = dreamer.Dreamer.from_checkpoint(
+        make_config(precision=precision), ACTIONS, state)
+    return [x.state()['scale'] for x in agent.optimizers.values()]
+
+  agent = make_agent(precision='32')
+  train(agent)
+  plain = agent.state()
+  assert scales('16', plain) == [2.0 ** 15] * 3
+  low, high = (copy.deepcopy(plain) for _ in range(2))
+  for optimizer in low['optimizers'].values():
+    optimizer.update(scaled=True, scale=1.0, good=0)
+  for optimizer in high['optimizers'].values():
+    optimizer.update(scaled=True, scale=2.0 ** 9, good=7)
+  assert scales('16', low) == [1.0] * 3
+  assert scales('16', high) == [2.0 ** 9] * 3
+  assert scales('32', high) == [1.0] * 3
+  # Older versions did not save whether there was a scale.
+  for state in plain, high:
+    for optimizer in state['optimizers'].values():
+      del optimizer['scaled']
+  assert scales('16', plain) == [2.0 ** 15] * 3
+  assert scales('16', high) == [2.0 ** 9] * 3
 
 
 def test_bfloat16_repeats(compiled):

@@ -5,10 +5,12 @@ import signal
 import numpy as np
 import pytest
 
-from data import checkpoints
+from common import options
+from data import checkpoints, episodes, replay
 import dreamer
 import running
-from runs import driver, loop, workers
+from runs import collector, driver, loop, workers
+import tools
 
 # Updates fall in the middle of episodes.
 FLAGS = dict(threads=1, time_limit=140)
@@ -31,8 +33,15 @@ def whole(tmp_path_factory):
 
 
 def test_stopped_run_equals_whole_run(whole, tmp_path):
-  # In the middle of prefill.
-  with running.signal_at(loop.Run, '_random_policy', 90):
+  # In the middle of prefill, then when an episode was finished, of which the
+  # checkpoint has the beginning, then again.
+  with running.signal_at(loop.Run, '_random_policy', 30):
+    assert running.run(tmp_path, **FLAGS) == 143
+  with running.at_call(loop.Run, '_random_policy', 42, kill):
+    with pytest.raises(Killed):
+      running.run(tmp_path, **FLAGS)
+  assert len(running.episodes(tmp_path)) == 1
+  with running.signal_at(loop.Run, '_random_policy', 20):
     assert running.run(tmp_path, **FLAGS) == 143
   # In an evaluation: 10 decisions of prefill are left, it takes 70.
   with running.signal_at(driver.Driver, 'step', 50):
@@ -149,6 +158,81 @@ def test_driver_with_another_number_of_environments():
   assert more.pending == 0
   while not after:
     more.step(random_policy)
+
+
+class Noise:
+  """A collector in a directory, and the random numbers that it acts on."""
+
+  def __init__(self, directory, count=1, task='hooks:good'):
+    config = options.dreamer().parse(
+        ['--logdir', str(directory), '--action_repeat', '1'])
+    self.random = tools.Generators()
+    self.directory = directory / 'episodes'
+    self.collector = collector.Collector(
+        [workers.make('none', task, action_repeat=1, time_limit=10)
+         for _ in range(count)],
+        replay.Replay(self.directory, batch_size=2, batch_length=5), config,
+        None, 0, lambda *episode: None, None)
+
+  def act(self, decisions):
+    for _ in range(decisions):
+      self.collector.decide(lambda obs, reset, state: (
+          self.random.next(0, True).uniform(-1, 1, [len(reset), 1]), None))
+    return self
+
+  def state(self):
+    return dict(calls=self.random.state(), **self.collector.state())
+
+  def goes_on(self, state):
+    self.random.restore(state['calls'])
+    self.random.calls[True] += self.collector.restore(state)
+    return self
+
+  def episodes(self):
+    return [episodes.load(x) for x in episodes.paths(self.directory)]
+
+
+@pytest.mark.parametrize('saved', [0, 3, 10, 13])
+def test_kill_between_two_episodes_changes_nothing(tmp_path, saved):
+  whole = Noise(tmp_path / 'whole').act(70)
+  first = Noise(tmp_path / 'killed').act(saved)
+  state = first.state()
+  first.act(30 - saved)
+  again = Noise(tmp_path / 'killed').goes_on(state).act(40)
+  assert len(again.episodes()) == 7
+  for one, two in zip(whole.episodes(), again.episodes()):
+    assert_equal(one, two)
+  assert whole.random.state() == again.random.state()
+
+
+@pytest.mark.parametrize('count, task', [
+    (1, 'hooks:good'), (1, 'hooks:uneven'), (3, 'hooks:uneven')])
+@pytest.mark.parametrize('saved, damaged', [(0, False), (7, False), (7, True)])
+def test_no_noise_comes_again_after_a_kill(
+    tmp_path, count, task, saved, damaged):
+  first = Noise(tmp_path, count, task).act(saved)
+  state = first.state()
+  first.act(35)
+  if damaged:
+    episodes.paths(first.directory)[-1].write_bytes(b'damaged')
+  known = len(episodes.paths(first.directory))
+  again = Noise(tmp_path, count, task).goes_on(state).act(100)
+  paths = episodes.paths(again.directory)
+  assert len(paths) > known
+  drawn = [
+      episodes.load(path)['action'][1:].ravel()
+      for index, path in enumerate(paths) if not damaged or index != known - 1]
+  drawn = np.concatenate(drawn)
+  assert len(np.unique(drawn)) == len(drawn)
+
+
+def test_noise_of_a_worker_whose_state_is_lost(tmp_path):
+  first = Noise(tmp_path, 2).act(35)
+  again = Noise(tmp_path, 2)
+  again.random.calls[True] += again.collector.skip(2)
+  again.act(35)
+  drawn = np.concatenate([x['action'][1:].ravel() for x in again.episodes()])
+  assert len(np.unique(drawn)) == len(drawn)
 
 
 def test_second_signal_ends_at_once(tmp_path):

@@ -62,6 +62,18 @@ def test_lengthened_run_says_so_where_its_rates_fall(copy):
         first: '', 700: f'{first:g}', 900: f'{first:g} 700'}[steps]
 
 
+def test_lengthened_run_says_so_without_its_config(copy):
+  file = copy / 'variables.pkl'
+  checkpoints.save(file, {**checkpoints.load(file), 'updates': 1})
+  for steps in 700, 900:
+    go_on(copy, lr_end=0.1, steps=steps, allow_changes=True)
+  before = Logdir(copy).read_config()
+  (copy / 'config.json').unlink()
+  go_on(copy, lr_end=0.1, steps=900, allow_changes=True)
+  assert Logdir(copy).read_config() == before
+  assert len(before['former_steps'].split()) == 2
+
+
 def test_lengthened_run_that_has_not_learned_is_as_any_other(copy):
   go_on(copy, lr_end=0.1, steps=700, allow_changes=True)
   config = Logdir(copy).read_config()

@@ -583,6 +583,29 @@ def test_decoder_that_was_frozen_until_now(stored, eager):
         ('encoder/', 'reward/source')), name
 
 
+def test_decoder_that_was_trained_until_now(stored):
+  agent = meta(freeze_decoder=False)
+  state = agent.state()
+  assert not mmtl.Agent.from_checkpoint(agent.config, 3, state).frozen(
+      'decoder/h1/kernel')
+  agent.config.freeze_decoder = True
+  older = dict(state)
+  del older['records']  # So do runs from before it was written down.
+  for checkpoint in state, older:
+    with pytest.raises(terminal.UserError, match='continue with --freeze_dec'):
+      mmtl.Agent.from_checkpoint(agent.config, 3, checkpoint)
+
+
+@pytest.mark.parametrize('before', [True, False])
+def test_decoder_from_scratch_is_never_frozen(stored, before):
+  agent = meta(decoder='none', freeze_decoder=before)
+  state = agent.state()
+  agent.config.freeze_decoder = True
+  again = mmtl.Agent.from_checkpoint(agent.config, 3, state)
+  assert again.records == {'decoder_used': 'fresh'}
+  assert not again.frozen('decoder/h1/kernel')
+
+
 def test_source_reward_model_with_bad_numbers(stored):
   source = dreamer.Dreamer(configure(dreamer, '.'), 3)
   source.variables['reward/h0/bias'].assign([np.nan] * 8)
