@@ -25,8 +25,7 @@ class History:
     self._stack = stack
     self._id = None
     self._records = {}
-    with files.writing(self.logdir):
-      self.new = team.chief_says(not begun(self.logdir))
+    self.new = team.chief_says(not begun(self.logdir))
     if not self.new:
       self._lock()
 
@@ -178,9 +177,9 @@ def former_steps(saved, config, learned):
 
 def begun(logdir):
   """Whether a log directory holds a run, however little of it."""
-  if logdir.config.exists():
-    return True
-  return logdir.episodes.is_dir() and any(logdir.episodes.iterdir())
+  with files.writing(logdir):
+    return logdir.config.exists() or (
+        logdir.episodes.is_dir() and any(logdir.episodes.iterdir()))
 
 
 def saved_config(logdir):
