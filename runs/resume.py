@@ -52,7 +52,7 @@ class History:
             values, self._config, learned=saved.get('updates', 0) > 0)
     self._share_id()
     if self._team.chief_says(saved is not None) and not self._team.chief:
-      saved = checkpoints.load(self.logdir.checkpoint)
+      saved, _ = checkpoints.newest(self.logdir.checkpoint)
     return saved
 
   def open(self):
@@ -94,9 +94,15 @@ class History:
     """State that this worker saved with the chief's checkpoint, or None.
 
     It is not there after a kill between the two, and when a worker is new.
+    One that is damaged is as one that is not there.
     """
     file = self.logdir.worker(self._team.index)
-    mine = checkpoints.load(file) if file.exists() else {}
+    mine = {}
+    try:
+      if file.exists():
+        mine = checkpoints.load(file)
+    except checkpoints.Damaged as error:
+      terminal.warn(f'{error.problem}; this worker begins new episodes')
     same = all(mine.get(key) == saved[key] for key in ('run', 'updates'))
     return mine if same else None
 
