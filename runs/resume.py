@@ -34,7 +34,7 @@ class History:
 
     Raises:
       UserError: The directory holds a run with other flags, or a checkpoint
-        that this run has not written.
+        that this run has not written, or one of other machines.
     """
     saved = None
     if self._team.chief:
@@ -53,6 +53,8 @@ class History:
     self._share_id()
     if self._team.chief_says(saved is not None) and not self._team.chief:
       saved, _ = checkpoints.newest(self.logdir.checkpoint)
+    if saved is not None:
+      self._check_machines(saved)
     return saved
 
   def open(self):
@@ -81,7 +83,8 @@ class History:
   def save(self, agent, progress):
     """Writes the checkpoint; the one before stays beside it."""
     agent.save(
-        self.logdir.checkpoint, keep=True, run=self._id, progress=progress)
+        self.logdir.checkpoint, keep=True, run=self._id,
+        machines=self._team.size, progress=progress)
 
   def save_worker(self, agent, progress):
     """Writes the part that a worker has for itself."""
@@ -137,6 +140,19 @@ class History:
         f'give it {" or ".join(presets) or "the same flags"} to continue it, '
         '--allow_changes True to continue it with these, or another --logdir '
         'to start anew.')
+
+  def _check_machines(self, saved):
+    """Refuses another number of machines: episodes belong to one of so many.
+
+    Older versions did not save it.
+    """
+    size = self._team.size
+    machines = saved.get('machines', size)
+    if machines != size:
+      raise terminal.UserError(
+          f'{self.logdir} holds a run of {machines} '
+          f'machine{"s" * (machines > 1)}, not {size}: start it on {machines}, '
+          'with the same command, or give another --logdir to start anew.')
 
   def _checkpoint(self):
     """Checkpoint that this run saved last, or None; never that of another run."""

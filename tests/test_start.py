@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from common import options
+from common import options, terminal
 from data import checkpoints
 from data.logdir import Logdir
 import dreamer
@@ -52,6 +52,24 @@ def test_episode_that_ends_early_when_it_is_repeated(copy, capfd):
   # A restart goes on, without another copy.
   go_on(copy, time_limit=10, allow_changes=True)
   assert len(running.episodes(copy)) == len(names) + 2
+
+
+@pytest.mark.parametrize('allow', [False, True])
+def test_another_number_of_machines_is_one_line(copy, capfd, allow):
+  with pytest.raises(terminal.UserError, match='start it on 1,'):
+    second(copy).read()  # On the other machine too.
+  file = copy / 'variables.pkl'
+  saved = checkpoints.load(file)
+  assert saved.pop('machines') == 1
+  checkpoints.save(file, {**saved, 'machines': 2})
+  before = running.content(copy)
+  assert running.run(copy, allow_changes=allow) == 2
+  error, = capfd.readouterr().err.splitlines()
+  assert f'{copy} holds a run of 2 machines, not 1: start it on 2,' in error
+  assert running.content(copy) == before
+  checkpoints.save(file, saved)  # As older versions saved it.
+  go_on(copy)
+  assert checkpoints.load(file)['machines'] == 1
 
 
 def test_lengthened_run_says_so_where_its_rates_fall(copy):
@@ -108,7 +126,10 @@ def second(logdir):
 def test_all_workers_take_the_checkpoint_before(harm, copy, capfd):
   go_on(copy)
   harm(copy / 'variables.pkl')
-  before = checkpoints.load(copy / 'variables.prev.pkl')
+  spare = copy / 'variables.prev.pkl'
+  before = checkpoints.load(spare)
+  del before['machines']  # There is only one here.
+  checkpoints.save(spare, before)
   config = options.dreamer().parse(running.flags(copy))
   with contextlib.ExitStack() as stack:
     chief = resume.History(
