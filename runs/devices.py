@@ -91,10 +91,10 @@ class Team:
   def _sum(self, values):
     @tf.function(autograph=False)
     def total(values):
-      # The mean over replicas, since all of one machine say the same.
-      mean = self.strategy.reduce(
-          'MEAN', self.strategy.run(tf.identity, (values,)), axis=None)
-      return mean * self.size
+      # All replicas of one machine say the same. Whole numbers stay exact.
+      every = self.strategy.reduce(
+          'SUM', self.strategy.run(tf.identity, (values,)), axis=None)
+      return every * self.size / self.strategy.num_replicas_in_sync
 
     self._sum = total
     return total(values)
