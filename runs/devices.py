@@ -91,10 +91,10 @@ class Team:
   def _sum(self, values):
     @tf.function(autograph=False)
     def total(values):
-      # The mean over replicas, since all of one machine say the same.
-      mean = self.strategy.reduce(
-          'MEAN', self.strategy.run(tf.identity, (values,)), axis=None)
-      return mean * self.size
+      # All replicas of one machine say the same. Whole numbers stay exact.
+      every = self.strategy.reduce(
+          'SUM', self.strategy.run(tf.identity, (values,)), axis=None)
+      return every * self.size / self.strategy.num_replicas_in_sync
 
     self._sum = total
     return total(values)
@@ -236,14 +236,19 @@ def _read_environment():
   try:
     parts = json.loads(text)
     cluster, task = parts.get('cluster', {}), parts.get('task', {})
-    workers = [*cluster.get('chief', []), *cluster.get('worker', [])]
-    index = int(task.get('index', 0))
-    if task.get('type') == 'worker':
-      index += len(cluster.get('chief', []))
-    if set(cluster) - {'chief', 'worker'} or not 0 <= index < max(
-        len(workers), 1):
+    chiefs, others = cluster.get('chief', []), cluster.get('worker', [])
+    workers = [] + chiefs + others  # Refuses all but lists.
+    kind, index = task.get('type'), int(task.get('index', 0))
+    own = max(len(workers), 1)
+    if own > 1:
+      own = len(cluster[kind])
+    if (set(cluster) - {'chief', 'worker'} or len(chiefs) > 1
+        or not all(isinstance(address, str) for address in workers)
+        or not 0 <= index < own):
       raise ValueError
-  except (ValueError, AttributeError, TypeError):
+    if kind == 'worker' and len(workers) > 1:
+      index += len(chiefs)
+  except (ValueError, AttributeError, TypeError, KeyError):
     raise terminal.UserError(
         f"TF_CONFIG is '{text}': it must be like {{\"cluster\": {{\"worker\": "
         '["host0:2222", "host1:2222"]}, "task": {"type": "worker", "index": '

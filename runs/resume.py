@@ -25,8 +25,7 @@ class History:
     self._stack = stack
     self._id = None
     self._records = {}
-    with files.writing(self.logdir):
-      self.new = team.chief_says(not begun(self.logdir))
+    self.new = team.chief_says(not begun(self.logdir))
     if not self.new:
       self._lock()
 
@@ -35,7 +34,7 @@ class History:
 
     Raises:
       UserError: The directory holds a run with other flags, or a checkpoint
-        that this run has not written.
+        that this run has not written, or one of other machines.
     """
     saved = None
     if self._team.chief:
@@ -53,7 +52,9 @@ class History:
             values, self._config, learned=saved.get('updates', 0) > 0)
     self._share_id()
     if self._team.chief_says(saved is not None) and not self._team.chief:
-      saved = checkpoints.load(self.logdir.checkpoint)
+      saved, _ = checkpoints.newest(self.logdir.checkpoint)
+    if saved is not None:
+      self._check_machines(saved)
     return saved
 
   def open(self):
@@ -82,8 +83,8 @@ class History:
   def save(self, agent, progress):
     """Writes the checkpoint; the one before stays beside it."""
     agent.save(
-        self.logdir.checkpoint, keep=True, run=self._id, progress=progress,
-        **self._records)
+        self.logdir.checkpoint, keep=True, run=self._id,
+        machines=self._team.size, progress=progress, **self._records)
 
   def save_worker(self, agent, progress):
     """Writes the part that a worker has for itself."""
@@ -96,9 +97,15 @@ class History:
     """State that this worker saved with the chief's checkpoint, or None.
 
     It is not there after a kill between the two, and when a worker is new.
+    One that is damaged is as one that is not there.
     """
     file = self.logdir.worker(self._team.index)
-    mine = checkpoints.load(file) if file.exists() else {}
+    mine = {}
+    try:
+      if file.exists():
+        mine = checkpoints.load(file)
+    except checkpoints.Damaged as error:
+      terminal.warn(f'{error.problem}; this worker begins new episodes')
     same = all(mine.get(key) == saved[key] for key in ('run', 'updates'))
     return mine if same else None
 
@@ -133,6 +140,19 @@ class History:
         f'give it {" or ".join(presets) or "the same flags"} to continue it, '
         '--allow_changes True to continue it with these, or another --logdir '
         'to start anew.')
+
+  def _check_machines(self, saved):
+    """Refuses another number of machines: episodes belong to one of so many.
+
+    Older versions did not save it.
+    """
+    size = self._team.size
+    machines = saved.get('machines', size)
+    if machines != size:
+      raise terminal.UserError(
+          f'{self.logdir} holds a run of {machines} '
+          f'machine{"s" * (machines > 1)}, not {size}: start it on {machines}, '
+          'with the same command, or give another --logdir to start anew.')
 
   def _checkpoint(self):
     """Checkpoint that this run saved last, or None; never that of another run."""
@@ -179,9 +199,9 @@ def former_steps(saved, config, learned):
 
 def begun(logdir):
   """Whether a log directory holds a run, however little of it."""
-  if logdir.config.exists():
-    return True
-  return logdir.episodes.is_dir() and any(logdir.episodes.iterdir())
+  with files.writing(logdir):
+    return logdir.config.exists() or (
+        logdir.episodes.is_dir() and any(logdir.episodes.iterdir()))
 
 
 def saved_config(logdir):

@@ -35,7 +35,9 @@ def settle(config, tasks):
   Returns:
     Lines for the user about flags that changed.
   """
-  saved = resume.saved_config(Logdir(config.logdir))
+  logdir = Logdir(config.logdir)
+  # A checkpoint in the directory of a new run is of its source.
+  saved = resume.begun(logdir) and resume.saved_config(logdir)
   lines = []
   for reason, flags in _implied(config, tasks):
     chosen = config.changed()

@@ -18,10 +18,8 @@ import traceback
 
 from common import files, terminal
 from envs import libraries
+from runs import signals
 import wrappers
-
-
-_SIGNALS = signal.SIGINT, signal.SIGTERM, signal.SIGUSR1
 
 
 class EnvFailure(Exception):
@@ -75,6 +73,7 @@ class Environment:
     self._timeout = timeout
     self._max_failures = max_failures
     self._in_a_row = 0
+    self._stepped = False
     self._space = None
     self._start()
 
@@ -89,6 +88,9 @@ class Environment:
     """Promises observation and info of a new episode."""
     if self._worker is None:
       self._start()
+    elif self._stepped:
+      self._in_a_row = 0  # Also where the caller truncates episodes.
+    self._stepped = False
     return self._promise('reset', seed)
 
   def step(self, action):
@@ -124,8 +126,7 @@ class Environment:
   def _collect(self, method):
     self._wait_until_made()
     result = self._receive()
-    if method == 'step' and (result[2] or result[3]):
-      self._in_a_row = 0
+    self._stepped |= method == 'step'
     return result
 
   def _receive(self):
@@ -205,7 +206,7 @@ def _own_signals():
   if threading.current_thread() is not threading.main_thread():
     yield  # Python lets no other thread change them.
     return
-  handlers = {name: signal.getsignal(name) for name in _SIGNALS}
+  handlers = {name: signal.getsignal(name) for name in signals.Signals.statuses}
   try:
     yield
   finally:
@@ -342,7 +343,7 @@ class _Process(_Remote):
 def serve(descriptor):
   """Runs a worker process at one end of a socket."""
   # The main process decides when to end, and ends this one by hanging up.
-  for name in _SIGNALS:
+  for name in signals.Signals.statuses:
     signal.signal(name, signal.SIG_IGN)
   resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
   faulthandler.enable()

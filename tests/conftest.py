@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import pathlib
+import signal
 
 import pytest
 
@@ -16,6 +17,14 @@ os.environ.setdefault('TF_NUM_INTEROP_THREADS', '1')
 def repository_root(monkeypatch):
   """Commands and paths are those that users type, from the root."""
   monkeypatch.chdir(pathlib.Path(__file__).parent.parent)
+
+
+@pytest.fixture
+def hangups():
+  """Hangups as in a terminal, also where the tests run under nohup."""
+  before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+  yield
+  signal.signal(signal.SIGHUP, before)
 
 
 def pytest_runtest_setup(item):

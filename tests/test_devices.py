@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 import running
@@ -99,6 +100,31 @@ def test_batch_is_spread_over_as_many_devices_as_divide_it():
     (50, 0, 1), (50, 1, 1), (50, 2, 2), (50, 4, 2), (50, 8, 5), (7, 4, 1)])
 def test_replicas(share, gpus, expected):
   assert devices.replicas(share, gpus) == expected
+
+
+class OneSpeaks:
+  """A strategy of machines of which the others say zero."""
+
+  def __init__(self, machines, replicas):
+    self.num_replicas_in_sync = machines * replicas
+    self._replicas = replicas
+
+  def run(self, function, args):
+    return function(*args)
+
+  def reduce(self, kind, value, axis):
+    total = value * self._replicas
+    return total / self.num_replicas_in_sync if kind == 'MEAN' else total
+
+
+@pytest.mark.parametrize('machines', [2, 7, 15])
+@pytest.mark.parametrize('replicas', [1, 5])
+def test_sums_of_whole_numbers_are_exact(machines, replicas):
+  team = devices.Team(1)
+  team.size = machines
+  team.strategy = OneSpeaks(machines, replicas)
+  numbers = np.random.default_rng(0).integers(2 ** 32, size=500).tolist()
+  assert team.sum(*numbers) == numbers
 
 
 def nvidia_smi(folder, monkeypatch, text, status=0):

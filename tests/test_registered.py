@@ -13,7 +13,7 @@ import pytest
 import running
 from common import terminal
 from envs import pictures, registered
-from runs import workers
+from runs import signals, workers
 import wrappers
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -400,7 +400,7 @@ class TakesSignals(Good):
   def __init__(self):
     super().__init__()
     if os.environ.get('TAKES_SIGNALS'):
-      for name in (signal.SIGTERM, signal.SIGINT):
+      for name in signals.Signals.statuses:
         signal.signal(name, lambda *_: None)
 
   def step(self, action):
@@ -434,13 +434,13 @@ def test_run_whose_environment_exits_fails(tmp_path, capsys):
 
 def test_signals_stay_those_of_the_program(monkeypatch):
   monkeypatch.setenv('TAKES_SIGNALS', '1')
-  before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+  before = [signal.getsignal(name) for name in signals.Signals.statuses]
   env = workers.make('none', 'test_registered:TakesSignals')
   env.reset(0)()
   env.step(np.zeros(1))()
   env.close()
-  assert before == (
-      signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT))
+  assert before == [
+      signal.getsignal(name) for name in signals.Signals.statuses]
 
 
 @pytest.mark.parametrize('kind', ['none', 'thread'])

@@ -9,7 +9,9 @@ import pytest
 
 import dreamer
 import running
-from common import terminal
+from common import options, terminal
+from data import checkpoints
+from data.logdir import Logdir
 from runs import devices, resume, settings
 import wrappers
 
@@ -109,6 +111,31 @@ def test_continued_run_keeps_what_it_saved(tmp_path):
   (tmp_path / 'config.json').write_text(json.dumps(saved))
   config, lines = settled(tmp_path, ['atari_pong'])
   assert {name: getattr(config, name) for name in saved} == saved
+
+
+def test_source_in_the_directory_is_as_one_that_is_named(tmp_path):
+  source = options.multi_task().parse(['--task1', 'HopperBulletEnv-v0'])
+  named, logdir = tmp_path / 'named.pkl', Logdir(tmp_path / 'run')
+  for path in (named, logdir.checkpoint):
+    checkpoints.save(path, {
+        'format': checkpoints.CHECKPOINT, 'script': 'dreamer-multi-task.py',
+        'step': 1, 'action_dim': 8, 'config': source.plain(), 'variables': {},
+        'run': 'abc'})
+  task = 'ReacherBulletEnv-v0'
+
+  def settle(*argv):
+    config = options.fractional().parse([
+        '--task1', task, '--termination', 'True', *argv])
+    lines = settings.settle(config, [task])
+    return config.own_limit, config.pcont, lines
+
+  expected = settle('--logdir', str(tmp_path / 'new'), '--source', str(named))
+  assert expected[:2] == (True, True) and len(expected[2]) == 2
+  implicit = '--logdir', str(logdir), '--transfer', 'True'
+  assert settle(*implicit) == expected
+  # As a start leaves it that is killed before it writes config.json.
+  logdir.checkpoint.rename(logdir.source)
+  assert settle(*implicit) == expected
 
 
 def check_flags(tmp_path, saved, *argv):

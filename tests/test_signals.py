@@ -16,12 +16,7 @@ import running
 from runs import signals
 
 
-@pytest.fixture(autouse=True)
-def hangups():
-  """Hangups as in a terminal, also where the tests run under nohup."""
-  before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
-  yield
-  signal.signal(signal.SIGHUP, before)
+pytestmark = pytest.mark.usefixtures('hangups')
 
 
 @pytest.mark.parametrize('number, status', [

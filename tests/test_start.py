@@ -1,14 +1,17 @@
 """A stopped run finds its way back, whatever became of its log directory."""
 
+import contextlib
 import json
 import shutil
 
 import pytest
 
+from common import options, terminal
 from data import checkpoints
 from data.logdir import Logdir
+import dreamer
 import running
-from runs import loop
+from runs import devices, loop, resume
 
 # An episode of 50 decisions, and 10 of the next.
 DECISIONS = 60
@@ -51,6 +54,24 @@ def test_episode_that_ends_early_when_it_is_repeated(copy, capfd):
   assert len(running.episodes(copy)) == len(names) + 2
 
 
+@pytest.mark.parametrize('allow', [False, True])
+def test_another_number_of_machines_is_one_line(copy, capfd, allow):
+  with pytest.raises(terminal.UserError, match='start it on 1,'):
+    second(copy).read()  # On the other machine too.
+  file = copy / 'variables.pkl'
+  saved = checkpoints.load(file)
+  assert saved.pop('machines') == 1
+  checkpoints.save(file, {**saved, 'machines': 2})
+  before = running.content(copy)
+  assert running.run(copy, allow_changes=allow) == 2
+  error, = capfd.readouterr().err.splitlines()
+  assert f'{copy} holds a run of 2 machines, not 1: start it on 2,' in error
+  assert running.content(copy) == before
+  checkpoints.save(file, saved)  # As older versions saved it.
+  go_on(copy)
+  assert checkpoints.load(file)['machines'] == 1
+
+
 def test_lengthened_run_says_so_where_its_rates_fall(copy):
   file = copy / 'variables.pkl'
   checkpoints.save(file, {**checkpoints.load(file), 'updates': 1})
@@ -82,6 +103,65 @@ def test_lengthened_run_that_has_not_learned_is_as_any_other(copy):
 
 def lose(path):
   path.unlink()
+
+
+def cut(path):
+  path.write_bytes(path.read_bytes()[:-20])
+
+
+class Second:
+  """A team of two as its second worker sees it."""
+
+  size, index, chief = 2, 1, False
+
+  def __init__(self, run):
+    self._sums = [
+        [False], [int(run, 16) >> i & 0xffffffff for i in range(0, 128, 32)],
+        [True]]  # Not new, the identity, and with a checkpoint.
+
+  def sum(self, *values):
+    return self._sums.pop(0)
+
+  def chief_says(self, answer):
+    return self.sum(answer)[0]
+
+
+def second(logdir):
+  """The history that the second worker of a run has."""
+  config = options.dreamer().parse(running.flags(logdir))
+  run = Logdir(logdir).read_config()['run']
+  with contextlib.ExitStack() as stack:
+    return resume.History(config, dreamer.Dreamer, Second(run), stack)
+
+
+@pytest.mark.parametrize('harm', [lose, cut])
+def test_all_workers_take_the_checkpoint_before(harm, copy, capfd):
+  go_on(copy)
+  harm(copy / 'variables.pkl')
+  spare = copy / 'variables.prev.pkl'
+  before = checkpoints.load(spare)
+  del before['machines']  # There is only one here.
+  checkpoints.save(spare, before)
+  config = options.dreamer().parse(running.flags(copy))
+  with contextlib.ExitStack() as stack:
+    chief = resume.History(
+        config, dreamer.Dreamer, devices.Team(config.batch_size), stack)
+    saved = [history.read() for history in (chief, second(copy))]
+  assert [one['step'] for one in saved] == [before['step']] * 2
+  assert 'variables.prev.pkl is taken in its place' in capfd.readouterr().err
+
+
+def test_state_of_a_worker_that_is_damaged_is_as_none(copy, capfd):
+  saved = checkpoints.load(copy / 'variables.pkl')
+  history, path = second(copy), copy / 'worker1.pkl'
+  assert history.read_worker(saved) is None
+  checkpoints.save(path, saved)
+  assert history.read_worker(saved)['step'] == saved['step']
+  assert capfd.readouterr().err == ''
+  cut(path)
+  assert history.read_worker(saved) is None
+  warning, = capfd.readouterr().err.splitlines()
+  assert str(path) in warning
 
 
 @pytest.mark.parametrize('damage', [

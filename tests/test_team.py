@@ -151,7 +151,15 @@ def test_a_worker_that_is_killed_ends_the_others(tmp_path):
 
 @pytest.mark.parametrize('text', [
     'nonsense', '{"cluster": {"ps": ["a:1"]}}',
-    '{"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": 1}}'])
+    '{"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": 1}}',
+    '{"cluster": {"worker": ["a:1", "b:1"]}}',
+    '{"cluster": {"worker": ["a:1", "b:1"]}, "task": {"index": 1}}',
+    '{"cluster": {"worker": ["a:1", "b:1"]}, "task": {"type": "evaluator"}}',
+    '{"cluster": {"worker": ["a:1", "b:1"]}, "task": {"type": "chief"}}',
+    '{"cluster": {"chief": ["a:1", "b:1"]}, "task": {"type": "chief"}}',
+    '{"cluster": {"worker": "ab"}, "task": {"type": "worker"}}',
+    '{"cluster": {"worker": [1, 2]}, "task": {"type": "worker"}}',
+    '{"cluster": {"worker": {"a:1": 0}}, "task": {"type": "worker"}}'])
 def test_a_wrong_team_is_one_line(tmp_path, monkeypatch, capsys, text):
   monkeypatch.setenv('TF_CONFIG', text)
   assert running.run(tmp_path / 'run') == 2

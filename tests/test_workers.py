@@ -14,7 +14,7 @@ import pytest
 
 import running
 from common import terminal
-from runs import workers
+from runs import signals, workers
 
 ROOT = pathlib.Path(__file__).parent.parent
 KINDS = ['none', 'thread', 'process']
@@ -254,6 +254,20 @@ def test_failures_in_a_row_are_the_users(make, kind):
   assert '[].disobey()' in str(caught.value)
 
 
+def test_failures_of_episodes_that_the_driver_truncates(make):
+  env = make('none', max_failures=2)
+  for _ in range(4):  # A truncated episode makes good what came before.
+    env.reset(0)()
+    env.step(obey('nothing'))()
+    env.reset(0)()
+    with pytest.raises(workers.EnvFailure):
+      env.step(obey('raise'))()
+  env.reset(0)()
+  env.reset(0)()  # Nothing was done in between.
+  with pytest.raises(terminal.UserError, match='2 in a row'):
+    env.step(obey('raise'))()
+
+
 @pytest.mark.parametrize('kind', KINDS)
 def test_what_never_started_is_the_users_at_once(make, kind):
   env = make(kind, 'test_workers:Broken')
@@ -297,10 +311,10 @@ def test_close_twice_and_leave_nothing(kind):
   assert len(os.listdir('/proc/self/fd')) == len(files)
 
 
-def test_worker_leaves_signals_to_the_main_process(make):
+def test_worker_leaves_signals_to_the_main_process(make, hangups):
   env = make('process')
   env.reset(0)()
-  for name in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+  for name in signals.Signals.statuses:
     os.kill(env._worker._process.pid, name)
   assert env.step(obey('nothing'))()[1] == 0.0
 
