@@ -2,6 +2,7 @@
 
 import platform
 import uuid
+import zlib
 
 from common import files, terminal
 from common.backend import tf
@@ -34,8 +35,10 @@ class History:
 
     Raises:
       UserError: The directory holds a run with other flags, or a checkpoint
-        that this run has not written, or one of other machines.
+        that this run has not written, or one of other machines; or machines
+        were started with different flags.
     """
+    self._compare_flags()
     saved = None
     if self._team.chief:
       values = {} if self.new else saved_config(self.logdir)
@@ -108,6 +111,20 @@ class History:
       terminal.warn(f'{error.problem}; this worker begins new episodes')
     same = all(mine.get(key) == saved[key] for key in ('run', 'updates'))
     return mine if same else None
+
+  def _compare_flags(self):
+    """Ends all workers if one has other flags than the chief."""
+    # The two that are named say when workers wait for each other.
+    flags = sorted(
+        (name, value) for name, value in self._config.plain().items()
+        if self._config.fixed(name) or name in ('steps', 'eval_every'))
+    own = zlib.crc32(f'{self._class.script} {flags}'.encode())
+    chiefs, = self._team.sum(own if self._team.chief else 0)
+    others, = self._team.sum(own != chiefs)
+    if others:
+      raise terminal.UserError(
+          f'{others:g} of {self._team.size} machines have other flags than the '
+          'first: start the same command on all of them.')
 
   def _share_id(self):
     """Tells the chief's identity of the run to the other workers."""

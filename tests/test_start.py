@@ -115,9 +115,11 @@ class Second:
   size, index, chief = 2, 1, False
 
   def __init__(self, run):
+    # Not new, flags of the chief and how many have others, the identity, and
+    # with a checkpoint.
     self._sums = [
-        [False], [int(run, 16) >> i & 0xffffffff for i in range(0, 128, 32)],
-        [True]]  # Not new, the identity, and with a checkpoint.
+        [False], [0], [0],
+        [int(run, 16) >> i & 0xffffffff for i in range(0, 128, 32)], [True]]
 
   def sum(self, *values):
     return self._sums.pop(0)

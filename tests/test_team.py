@@ -60,11 +60,13 @@ def free_ports(count=2):
   return ports
 
 
-def start_team(logdir, **values):
+def start_team(logdir, more=((), ()), **values):
+  """Two processes; `more` has flags that each has for itself."""
   ports = free_ports()
   return [
       running.Process(
-          logdir, env=team_config(index, ports), threads=1, **values)
+          logdir, env=team_config(index, ports), threads=1,
+          **{**values, **dict(more[index])})
       for index in range(2)]
 
 
@@ -147,6 +149,18 @@ def test_a_worker_that_is_killed_ends_the_others(tmp_path):
   time.sleep(1)
   chief.end(signal.SIGTERM)
   other.popen.wait(timeout=100)
+
+
+@pytest.mark.parametrize('flags', [{'batch_length': 12}, {'steps': 100}])
+def test_machines_with_other_flags_do_not_begin(tmp_path, flags):
+  logdir = tmp_path / 'run'
+  team = start_team(logdir, more=({'steps': 40}, {'steps': 40, **flags}))
+  for process in team:
+    assert process.popen.wait(timeout=200) == 2
+    process.end()
+    last = process.output.strip().splitlines()[-1]
+    assert last.startswith('error: 1 of 2 machines'), last
+  assert not logdir.exists()
 
 
 @pytest.mark.parametrize('text', [
