@@ -131,7 +131,8 @@ class History:
     if self._team.size > 1:
       value = int(self._id, 16) if self._team.chief else 0
       # In parts that the sum of real numbers keeps exactly.
-      parts = self._team.sum(*(value >> i & 0xffffffff for i in range(0, 128, 32)))
+      parts = self._team.sum(*(
+          value >> i & 0xffffffff for i in range(0, 128, 32)))
       self._id = f'{sum(int(x) << 32 * i for i, x in enumerate(parts)):032x}'
 
   def _lock(self):
@@ -172,7 +173,7 @@ class History:
           'with the same command, or give another --logdir to start anew.')
 
   def _checkpoint(self):
-    """Checkpoint that this run saved last, or None; never that of another run."""
+    """The checkpoint that this run saved last, or None; never another run's."""
     if self.new and self._class.takes_source:
       return None
     file = self.logdir.checkpoint
