@@ -68,6 +68,11 @@ def warn(message):
 
 def _print(text, stream):
   """Prints a line; a terminal or a disk that is gone does not end a run."""
+  shown = _shown.get(stream)
+  if shown:  # Another thread may never come back from its silence.
+    with contextlib.suppress(OSError):
+      os.write(shown, f'{text}\n'.encode(errors='replace'))
+      return
   try:
     print(text, file=stream, flush=True)
   except OSError:
@@ -97,15 +102,20 @@ def _open_streams():
 _open_streams()
 
 
+_shown = {}  # Where a stream led that is silenced: a file descriptor.
+
+
 @contextlib.contextmanager
 def silence():
   """Keeps what libraries print to file descriptors 1 and 2 from the user.
 
   Libraries in C++ write there directly. Their output is shown after all if the
-  body raises.
+  body raises, and lines of this module always, those of other threads too.
   """
   _flush()
   saved = [os.dup(1), os.dup(2)]
+  outer = dict(_shown)
+  _shown.update({**dict(zip((sys.stdout, sys.stderr), saved)), **outer})
   with tempfile.TemporaryFile() as hidden:
     os.dup2(hidden.fileno(), 1)
     os.dup2(hidden.fileno(), 2)
@@ -120,6 +130,8 @@ def silence():
       raise
     finally:
       _flush()
+      _shown.clear()
+      _shown.update(outer)
       for number, copy in enumerate(saved, start=1):
         os.dup2(copy, number)
         os.close(copy)

@@ -150,6 +150,27 @@ def test_silence_stays_silent_before_a_user_error():
   assert (done.stdout, done.stderr) == ('', 'error: say this.\n')
 
 
+def test_other_threads_speak_while_one_is_silent_for_ever():
+  done = run('''
+      import os, threading, time
+      silent = threading.Event()
+      def hang():
+        with terminal.silence():
+          os.write(1, b'library')
+          silent.set()
+          time.sleep(1000)
+      def main(argv):
+        threading.Thread(target=hang, daemon=True).start()
+        silent.wait()
+        terminal.say('a line')
+        terminal.warn('careful')
+        raise terminal.UserError('it hangs.')
+      terminal.run(main)''')
+  assert done.stdout == 'a line\n'
+  assert done.stderr == 'warning: careful\nerror: it hangs.\n'
+  assert done.returncode == 2
+
+
 def test_silence_leaves_no_files_open():
   count = len(os.listdir('/proc/self/fd'))
   for _ in range(5):
