@@ -429,8 +429,8 @@ class Dreamer(saving.Saved):
   def preprocess(self, data):
     """A batch as the networks see it: images scaled, rewards clipped."""
     data = dict(data, image=scale_image(data['image']))
-    if self.config.clip_rewards == 'tanh':
-      data['reward'] = tf.tanh(data['reward'])
+    if 'reward' in data:
+      data['reward'] = clip_reward(data['reward'], self.config.clip_rewards)
     return data
 
   def _make_optimizers(self):
@@ -596,6 +596,11 @@ def scale_image(image):
   if image.dtype != tf.uint8:
     return image
   return tf.cast(image, tf.float32) / 255 - 0.5
+
+
+def clip_reward(reward, function):
+  """Rewards as they are learned; `function` is that of `--clip_rewards`."""
+  return tf.tanh(reward) if function == 'tanh' else reward
 
 
 def tensors(batch):

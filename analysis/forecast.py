@@ -267,7 +267,7 @@ def measure(source, batch, fit_steps=FIT_STEPS, seed=0):
     - divergence_fit, ahead_1_fit, …: the same after the weights of actions in
       the dynamics, fresh at first, were fitted to the target.
     - reward_log_prob, reward_r2: mean log-likelihood of the target's rewards,
-      clipped where the source's were, under the source's reward model, and share
+      clipped as the source's were, under the source's reward model, and share
       of their variance.
 
     and the arrays `truth` and `drawn` [B, T, 64, 64, 3] of the images measured
@@ -295,10 +295,9 @@ def measure(source, batch, fit_steps=FIT_STEPS, seed=0):
       image_r2=1 - float(tf.reduce_sum(error) / tf.reduce_sum(spread)),
       image_error=float(tf.reduce_mean(error)) / 2)
   if source.reward is not None:
-    reward = held['reward']
-    if source.clip_rewards == 'tanh':  # What it learned to predict.
-      reward = tf.tanh(reward)
-    result.update(reward_measures(source.reward(feat), reward))
+    result.update(reward_measures(
+        source.reward(feat),
+        dreamer.clip_reward(held['reward'], source.clip_rewards)))
   return result, {
       'truth': image.numpy() + 0.5,
       'drawn': np.clip(drawn.numpy() + 0.5, 0, 1)}

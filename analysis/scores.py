@@ -64,10 +64,10 @@ def summary(how, *groups):
   """`(centre, low, high)` over runs; each group is `[runs, ...]` of a task.
 
   Tasks count alike, however many runs they have. mean: mean and one standard
-  deviation of the runs at hand, the root of their mean squared distance (ddof 0: with three runs 0.82 of the estimate with
-  ddof 1); median: median and quartiles; iqm: mean of the middle half and its
-  95 % bootstrap interval, runs being redrawn within each group (Agarwal et al.
-  2021, arXiv 2108.13264).
+  deviation of the runs at hand, the root of their mean squared distance (ddof 0:
+  with three runs 0.82 of the estimate with ddof 1); median: median and
+  quartiles; iqm: mean of the middle half and its 95 % bootstrap interval, runs
+  being redrawn within each group (Agarwal et al. 2021, arXiv 2108.13264).
   """
   pooled = _pooled(groups)
   if how == 'median':
@@ -240,9 +240,7 @@ def transfer_rows(
           **compare(curves, scratch, width, threshold, tested))
       rows.append(row)
       if row['steps'] < 0.5 * max(c.xs[-1] for c in curves + scratch):
-        terminal.warn(
-            f'{method} and {against} on {task} are compared over '
-            f'{tables.si(row["steps"])} steps only: one run ends there.')
+        _warn_of_length([method, against], task, row['steps'])
   if tested:
     correct(rows)
   if len({name for names in used.values() for name in names.values()}) > 1:
@@ -441,8 +439,8 @@ def improvement_rows(tasks, baseline, tested=False):
 
   Returns:
     A row for each other method that ran all tasks, with the probability and
-    its 95 % bootstrap interval for overall and final scores, over the steps that
-    the runs of both have made.
+    its 95 % bootstrap interval for overall and final scores, over the steps
+    that the runs of both have made.
   """
   rows = []
   for method in everywhere(tasks):
@@ -476,18 +474,20 @@ def equally_long(methods, task):
   Runs that are at most a twentieth longer than the shortest stay whole: their
   last evaluations come where an episode ends.
   """
-  ends = {
-      name: max(curve.xs[-1] for curve in curves)
-      for name, curves in methods.items()}
-  steps = min(curve.xs[-1] for curves in methods.values() for curve in curves)
-  if max(ends.values()) <= 1.05 * steps:
+  ends = [curve.xs[-1] for curves in methods.values() for curve in curves]
+  steps = min(ends)
+  if max(ends) <= 1.05 * steps:
     return methods
-  terminal.warn(
-      f'{" and ".join(methods)} on {task} are compared over '
-      f'{tables.si(steps)} steps only: one run ends there.')
+  _warn_of_length(methods, task, steps)
   return {
       name: [reading.cut(curve, steps) for curve in curves]
       for name, curves in methods.items()}
+
+
+def _warn_of_length(methods, task, steps):
+  terminal.warn(
+      f'{" and ".join(methods)} on {task} are compared over '
+      f'{tables.si(steps)} steps only: one run ends there.')
 
 
 def everywhere(tasks):

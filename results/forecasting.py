@@ -372,8 +372,8 @@ def draw(out):
             out for *_, out in EDITIONS.values()) + ': make study runs them.')
   if not any(name in frame and frame[name].notna().any() for name in MEASURES):
     raise terminal.UserError(
-        f'measures.json in {out} has no measure of any run with transfer that is '
-        'kept: --do measure makes them.')
+        f'measures.json in {out} has no measure of any run with transfer that '
+        'is kept: --do measure makes them.')
   with files.writing(out):
     frame.to_csv(
         out / 'pairs.csv', index=False, na_rep='nan', lineterminator='\r\n')

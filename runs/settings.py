@@ -37,7 +37,7 @@ def settle(config, tasks):
   """
   logdir = Logdir(config.logdir)
   # A checkpoint in the directory of a new run is of its source.
-  saved = resume.begun(logdir) and resume.saved_config(logdir)
+  saved = resume.saved_config(logdir) if resume.begun(logdir) else {}
   lines = []
   for reason, flags in _implied(config, tasks):
     chosen = config.changed()
