@@ -1,6 +1,7 @@
 """The table of what a CPU learns: commands, scores, films, figures."""
 
 import csv
+import dataclasses
 import json
 import os
 import pathlib
@@ -340,3 +341,14 @@ def test_a_real_run(tmp_path):
   assert row['scores'] == f'{score:.1f}'
   assert row['evaluations'] == '3' and float(row['hours']) >= 0
   assert (tmp_path / 'out' / 'curves.png').stat().st_size > 5000
+
+
+def test_random_play_that_is_stored_was_not_cut_short():
+  stored = ROOT / 'results' / 'learning'
+  runs = [
+      run for run in learn.all_runs(stored, stored) if keeping.recorded(run)]
+  assert len(runs) > 10
+  for run in runs:
+    told, = keeping.rows(run.results / 'run.json')
+    same = dataclasses.replace(run, logdir=run.results)
+    assert told['random_return'] == keeping._random_return(same), run.name

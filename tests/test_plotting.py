@@ -837,6 +837,11 @@ def test_holm_corrects_for_the_number_of_rows():
       [0.09, 0.04, 0.09, 0.9, np.nan], nan_ok=True)
 
 
+def test_p_values_tell_on_which_side_of_the_level_they_are():
+  assert [tables._cell('p_holm', p, 'iqm') for p in (0.0496, 0.0504, 0.00813)
+          ] == ['0.0496', '0.0504', '0.0081']
+
+
 def test_p_values_of_transfer_stand_in_the_table_if_asked_for(transfer_runs):
   rows, _ = make(transfer_runs, '--transfer-report')[1]['transfer']
   assert not {'p', 'p_holm'} & set(rows[0])
