@@ -344,7 +344,8 @@ class Dreamer(saving.Saved):
 
   @functools.cached_property
   def _train(self):
-    return function(self._update, jit_compile=self.config.jit)
+    return function(self._update, jit_compile=devices.compiles(
+        self.config.jit, self.strategy.num_replicas_in_sync))
 
   def _update(self, data, seed):
     """The update: losses, their gradients, a step of the three optimizers."""

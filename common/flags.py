@@ -116,8 +116,8 @@ class Flag:
       value = float(value)
     elif self.type is int and type(value) is float and value.is_integer():
       value = int(value)
-    elif self.type is str and self.choices and type(value) is int:
-      value = str(value)  # As in `config.precision = 16`.
+    elif self.type is str and self.choices and type(value) in (int, bool):
+      value = str(value)  # As in `config.precision = 16`, `config.jit = True`.
     if not isinstance(value, self.type) or (
         isinstance(value, bool) and self.type is not bool):
       example = self.type.__name__ if self.default is None else self.default

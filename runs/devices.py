@@ -50,6 +50,14 @@ class Team:
     if self.size == 1:
       self.stride = 1
 
+  def check(self, jit):
+    """Refuses `--jit True` where several devices learn together."""
+    if jit == 'True' and self.strategy.num_replicas_in_sync > 1:
+      raise terminal.UserError(
+          '--jit True compiles for one device, and '
+          f'{self.strategy.num_replicas_in_sync} learn together here: leave it '
+          'out, or choose one GPU with CUDA_VISIBLE_DEVICES=0.')
+
   @property
   def chief(self):
     return self.index == 0
@@ -184,6 +192,34 @@ def configure(config):
 def _set_threads(count):
   tf.config.threading.set_intra_op_parallelism_threads(count)
   tf.config.threading.set_inter_op_parallelism_threads(count)
+
+
+def compiles(jit, replicas=1):
+  """Whether XLA compiles the update, which `--jit` decides.
+
+  A GPU waits for the start of each of an update's thousands of small operations,
+  of which XLA makes few (results/gpu). On a CPU it gains nothing (docs/speed.md).
+  XLA compiles for one device; several have to meet within an update.
+  """
+  if jit != 'auto':
+    return jit == 'True'
+  if replicas > 1 or not tf.config.list_physical_devices('GPU'):
+    return False
+  try:
+    _small_program()
+  except tf.errors.OpError as error:
+    reason = str(error).strip().splitlines()[0]
+    terminal.warn(
+        f'XLA cannot compile for this GPU ({reason}): updates take several times '
+        "as long. Install its CUDA libraries: pip install 'tensorflow[and-cuda]=="
+        f"{tf.__version__}'; --jit False hides this")
+    return False
+  return True
+
+
+def _small_program():
+  """Has what XLA needs of CUDA: an assembler and a library of functions."""
+  tf.function(tf.tanh, jit_compile=True, autograph=False)(tf.ones([2]))
 
 
 def describe(agent, strategy=None):

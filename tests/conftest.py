@@ -11,6 +11,11 @@ import pytest
 # start. The tests' networks are so small that more threads only wait.
 os.environ.setdefault('TF_NUM_INTRAOP_THREADS', '1')
 os.environ.setdefault('TF_NUM_INTEROP_THREADS', '1')
+# The numbers that tests expect are those of a CPU, and many programs at once
+# would not fit on a GPU: only test_gpu.py uses one.
+os.environ.setdefault(
+    'GPUS_OF_TESTS', os.environ.get('CUDA_VISIBLE_DEVICES', '0'))
+os.environ['CUDA_VISIBLE_DEVICES'] = ''
 
 
 @pytest.fixture(autouse=True)

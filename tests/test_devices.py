@@ -1,5 +1,6 @@
 """Several devices together make the update of one on the joined batch."""
 
+import contextlib
 import subprocess
 import sys
 
@@ -7,6 +8,8 @@ import numpy as np
 import pytest
 
 import running
+from common import terminal
+from common.backend import tf
 from runs import devices
 
 # The devices of a process are fixed when TensorFlow starts.
@@ -100,6 +103,40 @@ def test_batch_is_spread_over_as_many_devices_as_divide_it():
     (50, 0, 1), (50, 1, 1), (50, 2, 2), (50, 4, 2), (50, 8, 5), (7, 4, 1)])
 def test_replicas(share, gpus, expected):
   assert devices.replicas(share, gpus) == expected
+
+
+@pytest.mark.parametrize('jit, gpus, replicas, works, expected', [
+    ('auto', 0, 1, True, False), ('auto', 1, 1, True, True),
+    ('auto', 1, 1, False, False), ('auto', 2, 2, True, False),
+    ('True', 0, 1, True, True), ('False', 1, 1, True, False)])
+def test_what_xla_compiles(
+    monkeypatch, capsys, jit, gpus, replicas, works, expected):
+  def small_program():
+    if not works:
+      raise tf.errors.InternalError(None, None, 'libdevice not found\nat all')
+
+  monkeypatch.setattr(
+      tf.config, 'list_physical_devices', lambda kind: ['GPU:0'] * gpus)
+  monkeypatch.setattr(devices, '_small_program', small_program)
+  assert devices.compiles(jit, replicas) == expected
+  lines = capsys.readouterr().err.splitlines()
+  assert len(lines) == (not works)
+  assert works or 'XLA' in lines[0] and '(libdevice not found)' in lines[0]
+
+
+def test_xla_compiles_the_small_program():
+  devices._small_program()
+
+
+@pytest.mark.parametrize('jit, machines, error', [
+    ('True', 1, ''), ('auto', 2, ''), ('True', 2, '--jit True compiles for one')])
+def test_xla_is_refused_to_several_devices(jit, machines, error):
+  team = devices.Team(2)
+  team.strategy = OneSpeaks(machines, 1)
+  with contextlib.ExitStack() as stack:
+    if error:
+      stack.enter_context(pytest.raises(terminal.UserError, match=error))
+    team.check(jit)
 
 
 class OneSpeaks:

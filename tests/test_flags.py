@@ -16,7 +16,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 DEFAULTS = dict(
     logdir=pathlib.Path('./logdir/TASK/METHOD/SEED'), seed=0, steps=5000000,
     eval_every=10000, log_every=1000, log_scalars=True, log_images=True,
-    gpu_growth=True, precision='auto', task='dmc_walker_walk', envs=1,
+    gpu_growth=True, precision='auto', jit='auto', task='dmc_walker_walk', envs=1,
     parallel='none', action_repeat=2, time_limit=1000, prefill=5000,
     eval_noise=0.0, clip_rewards='none', deter_size=200, stoch_size=30,
     num_units=400, dense_act='elu', cnn_act='relu', cnn_depth=32, pcont=False,
@@ -277,6 +277,8 @@ def test_values_set_in_scripts_are_checked(config):
   assert config.logdir == pathlib.Path('somewhere')
   config.precision = 16
   assert config.precision == '16'
+  config.jit = False  # As in files of runs from before `auto`.
+  assert config.jit == 'False'
   for name, value in [
       ('steps', 0.5), ('steps', float('inf')), ('steps', 'many'),
       ('pcont', 1), ('task', 3), ('batch_length', 0), ('discount', None),
