@@ -66,10 +66,10 @@ import wrappers
 def step(quick):
   """Seconds of an update against its arithmetic and against sheeprl.
 
-  In bfloat16 too where the processor has instructions for it.
+  In the machine's format of 16 bits too, if it has one.
   """
   rows = []
-  bits = ['32'] + ['bfloat16'] * precision.fast()
+  bits = list(dict.fromkeys(['32', precision.resolve('auto')]))
   for preset in ['debug'] if quick else ['paper', 'small', 'cpu']:
     batch = random_batch(preset)
     agents = {bit: make_agent(preset, precision=bit) for bit in bits}
@@ -79,7 +79,8 @@ def step(quick):
       functions['update', bit] = partial(measuring.update, agent, batch)
       functions['product', bit] = product
     with contextlib.ExitStack() as stack:
-      for bit in bits if preset == 'paper' else []:
+      rivals = bits if preset == 'paper' else []
+      for bit in filter(measuring.RIVAL_FORMATS.get, rivals):
         try:
           functions['sheeprl', bit] = stack.enter_context(
               measuring.sheeprl(bit))

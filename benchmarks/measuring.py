@@ -15,7 +15,7 @@ from unittest import mock
 import numpy as np
 from PIL import Image
 
-from common import convolutions, files, layers, terminal
+from common import convolutions, files, layers, precision, terminal
 from common.backend import tf
 from data import replay
 import dreamer
@@ -33,6 +33,8 @@ WHOLE = TASK, 'dmc_cartpole_balance'
 ACTIONS = 6
 SHEEPRL = files.ROOT / '.venv-sheeprl'
 PACKAGES = ('torch==2.13.0', 'sheeprl==0.8.4')
+# What sheeprl is measured in, on a CPU: its name of each `--precision`.
+RIVAL_FORMATS = {'32': '32-true', 'bfloat16': 'bf16-mixed'}
 
 
 def alternately(functions, rounds):
@@ -143,7 +145,7 @@ def matrix_product(quick, bits):
   size, count = (64, 1) if quick else (2048, 20)
   # Scaled so that the products neither grow nor vanish.
   matrix = tf.random.normal([size, size]) / math.sqrt(size)
-  matrix = tf.cast(matrix, 'float32' if bits == '32' else bits)
+  matrix = tf.cast(matrix, precision.POLICIES[bits].removeprefix('mixed_'))
 
   @tf.function
   def multiply(x):
@@ -172,8 +174,7 @@ def sheeprl(bits):
     execute(python, '-m', 'pip', 'install', '--quiet', package)
   script = files.ROOT / 'tests' / 'sheeprl_step.py'
   with subprocess.Popen(
-      [python, script, {'32': '32-true', 'bfloat16': 'bf16-mixed'}[bits]],
-      text=True, stdin=subprocess.PIPE,
+      [python, script, RIVAL_FORMATS[bits]], text=True, stdin=subprocess.PIPE,
       stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
 
     def expect(answer):

@@ -10,6 +10,10 @@ import subprocess
 from common import precision, terminal
 from common.backend import tf
 
+_HOW_TO_INSTALL = (
+    "Install its CUDA libraries: pip install 'tensorflow[and-cuda]=="
+    f"{tf.__version__}'")
+
 
 class Team:
   """The workers of a run, one process on each machine that TF_CONFIG lists.
@@ -50,7 +54,7 @@ class Team:
     if self.size == 1:
       self.stride = 1
 
-  def check(self, jit):
+  def check_jit(self, jit):
     """Refuses `--jit True` where several devices learn together."""
     if jit == 'True' and self.strategy.num_replicas_in_sync > 1:
       raise terminal.UserError(
@@ -211,8 +215,7 @@ def compiles(jit, replicas=1):
     reason = str(error).strip().splitlines()[0]
     terminal.warn(
         f'XLA cannot compile for this GPU ({reason}): updates take several times '
-        "as long. Install its CUDA libraries: pip install 'tensorflow[and-cuda]=="
-        f"{tf.__version__}'; --jit False hides this")
+        f'as long. {_HOW_TO_INSTALL}; --jit False hides this')
     return False
   return True
 
@@ -244,8 +247,7 @@ def check_gpu():
     return
   terminal.warn(
       'nvidia-smi shows a GPU, but TensorFlow does not see it and computes on '
-      "the CPU. Install its CUDA libraries: pip install 'tensorflow[and-cuda]=="
-      f"{tf.__version__}'")
+      f'the CPU. {_HOW_TO_INSTALL}')
 
 
 def _gpus():

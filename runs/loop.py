@@ -39,7 +39,7 @@ def main(argv, usage, define_config, agent_class, tasks=None):
   with contextlib.ExitStack() as stack:
     devices.configure(config)
     team = devices.Team(config.batch_size)
-    team.check(config.jit)
+    team.check_jit(config.jit)
     stack.enter_context(team.together())
     if team.chief:
       for note in notes:

@@ -6,7 +6,7 @@ import math
 import pytest
 
 from benchmarks import bench, measuring
-from common import terminal
+from common import precision, terminal
 from common.backend import tf
 import dreamer
 
@@ -167,6 +167,15 @@ def test_table_and_file(tmp_path, capfd, monkeypatch):
   assert rows['update, debug']['unit'] == 's'
   shown = capfd.readouterr().out
   assert all(name in shown for name in rows)
+
+
+@pytest.mark.parametrize('fast', ['32', 'bfloat16', '16'])
+def test_updates_are_measured_in_the_format_of_the_machine(monkeypatch, fast):
+  monkeypatch.setattr(precision, 'resolve', lambda flag: fast)
+  names = [row['name'] for row in bench.step(quick=True)[0]]
+  times = [name for name in names if name.endswith('time / float32')]
+  assert times == [f'update, debug, {fast}: time / float32'] * (fast != '32')
+  assert len(names) == len(set(names))
 
 
 def test_whole_run_is_told_by_its_parts(tmp_path):

@@ -377,6 +377,28 @@ def test_walker_stand_learned_as_its_protocol_says():
       mean(short, 150_000), mean(long, 150_000), mean(long, 300_000))
 
 
+def test_seeds_that_learned_less_did_so_as_the_page_says():
+  section = page('learning').split('## A table of tasks')[1].split('\n## ')[0]
+  text = ' '.join(section.split())
+  stand = evaluations('runs/dmc_walker_stand/dreamer/3')
+  told = re.search(
+      r'Seed 3 of dmc_walker_stand, (\d+), .* evaluations to 100,000 steps have a '
+      r'mean of (\d+), those to 200,000 of (\d+)\.', text)
+  assert told.groups() == tuple(
+      f'{np.mean([score for step, score in stand if step <= until][-10:]):.0f}'
+      for until in (300_000, 100_000, 200_000))
+  swing = [
+      evaluations(f'runs/InvertedPendulumSwingupBulletEnv-v0/dreamer/{seed}')
+      for seed in (1, 2, 3)]
+  told = re.search(
+      r'Seed 3 of InvertedPendulumSwingup, (\d+), has its first return above 0 '
+      r'after ([\d,]+) steps \(seeds 1 and 2 after ([\d,]+) and ([\d,]+)\)', text)
+  firsts = [next(step for step, score in run if score > 0) for run in swing]
+  assert told.groups() == (
+      f'{np.mean([score for _, score in swing[2]][-10:]):.0f}',
+      *(f'{firsts[index]:,}' for index in (2, 0, 1)))
+
+
 def whole(text):
   """The numbers in a text, rounded; – where there is none."""
   return re.sub(r'-?[\d.]+', lambda match: f'{float(match[0]):,.0f}', text
