@@ -332,16 +332,18 @@ def rendering(quick):
     for env in envs:
       stack.callback(env.close)
     images = [measuring.play(env, 5 if quick else 50) for env in envs]
-    seconds = alternately(
-        [partial(measuring.draw, env, 10) for env in envs],
+    seconds = alternately([
+        *(partial(measuring.draw, env, 10) for env in envs),
+        partial(measuring.draw_with_new_cameras, envs[1], 10)],
         rounds=2 if quick else 15)
-  default, fast = 1e3 / 10 * np.median(seconds, 0)
+  default, fast, anew = 1e3 / 10 * np.median(seconds, 0)
   difference = np.abs(np.subtract(*np.array(images, np.float32)))
   return [
       row('picture, default', default, 'ms'),
       row('picture, --render fast', fast, 'ms'),
       row('default / fast', np.median(seconds[:, 0] / seconds[:, 1]),
           at_least=4),
+      row('picture, --render fast, a new camera for it', anew, 'ms'),
       row('difference of pixels, mean', difference.mean(), 'of 255'),
       row('difference of pixels, largest', difference.max(), 'of 255')], {}
 

@@ -526,3 +526,10 @@ def rendered(task='dmc_walker_walk', size=128):
 def draw(env, count):
   for _ in range(count):
     env.render_frame(64, 64)
+
+
+def draw_with_new_cameras(env, count):
+  """What `draw` did before DeepMind Control's cameras were kept."""
+  for _ in range(count):
+    env.unwrapped._camera = None
+    env.render_frame(64, 64)

@@ -22,7 +22,8 @@ class Control(gym.Env):
     # Some tasks draw their model from this seed; the seeds of the episodes
     # come with `reset`.
     self._env = _suite().load(domain, name, task_kwargs={'random': 0})
-    self._camera = 2 if domain == 'quadruped' else 0
+    self._viewpoint = 2 if domain == 'quadruped' else 0
+    self._camera = None
     self._flags = self._fast if render == 'fast' else None
     if render == 'fast':
       self._env.physics.model.vis.quality.offsamples = 0
@@ -52,10 +53,16 @@ class Control(gym.Env):
   def picture(self, height, width):
     """Image uint8 [height, width, 3] from the task's own camera."""
     self._make_room(height, width)
-    pixels = self._env.physics.render(
-        height, width, camera_id=self._camera,
-        render_flag_overrides=self._flags)
-    return pixels.copy()
+    camera = self._camera_of(self._env.physics, height, width)
+    return camera.render(render_flag_overrides=self._flags).copy()
+
+  def _camera_of(self, physics, height, width):
+    # `physics.render` makes one for every image, which takes its time.
+    wanted = physics.model, height, width
+    if self._camera is None or wanted != self._camera[0]:
+      self._camera = wanted, _mujoco().Camera(
+          physics, height, width, self._viewpoint)
+    return self._camera[1]
 
   def _make_room(self, height, width):
     # A larger buffer makes small images slower, so only where it is needed.
@@ -113,6 +120,11 @@ def _suite():
   except Exception as error:
     raise _opengl_error(error) from error
   return suite
+
+
+def _mujoco():
+  from dm_control import mujoco  # Once OpenGL is chosen.
+  return mujoco
 
 
 def tasks():

@@ -411,6 +411,20 @@ class TestControl:
       pytest.skip('a GPU draws here')
     assert default / fast > 4
 
+  def test_one_camera_draws_what_new_ones_would(self, make):
+    env = make('dmc_cup_catch', render='fast').unwrapped
+    cameras = []
+    for seed, size in ((0, 64), (0, 64), (1, 64), (1, 96), (1, 400), (2, 64)):
+      env.reset(seed=seed)
+      env.step(np.ones(2))
+      image = env.picture(size, size)
+      stock = env._env.physics.render(
+          size, size, camera_id=0,
+          render_flag_overrides={'shadow': False, 'reflection': False})
+      assert np.array_equal(image, stock)
+      cameras.append(env._camera[1])
+    assert cameras[0] is cameras[1] is cameras[2]
+
   def test_pictures_of_any_size(self, make):
     env = make('dmc_walker_walk')
     small = env.reset(seed=0)[0]['image']
