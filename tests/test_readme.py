@@ -477,6 +477,19 @@ def test_speed_of_the_preset_is_that_which_is_stored():
   assert f'takes {ratio:.2f} of its time in float32' in ' '.join(section.split())
 
 
+def test_rendering_takes_what_is_stored():
+  rows = json.loads((ROOT / 'results/speed/rendering.json').read_text())['rows']
+  stored = {row['name']: row['value'] for row in rows}
+  told = re.search(
+      r'takes ([\d.]+) ms, and ([\d.]+) ms with a camera for each, .* default '
+      r'takes ([\d.]+) ms, ([\d.]+) times', ' '.join(page('speed').split()))
+  np.testing.assert_allclose(list(map(float, told.groups())), [
+      stored[name] for name in (
+          'picture, --render fast',
+          'picture, --render fast, a new camera for it', 'picture, default',
+          'default / fast')], rtol=0.005)
+
+
 def test_the_page_says_which_code_was_measured():
   told = dict(re.findall(
       r'^\| (\w+\.json) \| (\w+(?:, with changes)?) \|$', page('speed'), re.M))
