@@ -79,8 +79,9 @@ def step(quick):
       functions['update', bit] = partial(measuring.update, agent, batch)
       functions['product', bit] = product
     with contextlib.ExitStack() as stack:
-      rivals = bits if preset == 'paper' else []
-      for bit in filter(measuring.RIVAL_FORMATS.get, rivals):
+      for bit in measuring.SHEEPRL_FORMATS if preset == 'paper' else []:
+        if bit not in bits:
+          continue
         try:
           functions['sheeprl', bit] = stack.enter_context(
               measuring.sheeprl(bit))

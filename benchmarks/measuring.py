@@ -34,7 +34,7 @@ ACTIONS = 6
 SHEEPRL = files.ROOT / '.venv-sheeprl'
 PACKAGES = ('torch==2.13.0', 'sheeprl==0.8.4')
 # What sheeprl is measured in, on a CPU: its name of each `--precision`.
-RIVAL_FORMATS = {'32': '32-true', 'bfloat16': 'bf16-mixed'}
+SHEEPRL_FORMATS = {'32': '32-true', 'bfloat16': 'bf16-mixed'}
 
 
 def alternately(functions, rounds):
@@ -174,7 +174,7 @@ def sheeprl(bits):
     execute(python, '-m', 'pip', 'install', '--quiet', package)
   script = files.ROOT / 'tests' / 'sheeprl_step.py'
   with subprocess.Popen(
-      [python, script, RIVAL_FORMATS[bits]], text=True, stdin=subprocess.PIPE,
+      [python, script, SHEEPRL_FORMATS[bits]], text=True, stdin=subprocess.PIPE,
       stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
 
     def expect(answer):

@@ -151,6 +151,13 @@ def test_xla_is_refused_to_several_devices(tmp_path):
   assert '--jit True compiles for one device, and 2 learn together' in line
 
 
+@pytest.mark.parametrize('jit, machines', [('True', 1), ('auto', 2)])
+def test_xla_is_allowed_otherwise(jit, machines):
+  team = devices.Team(2)
+  team.strategy = OneSpeaks(machines, 1)
+  team.check_jit(jit)
+
+
 class OneSpeaks:
   """A strategy of machines of which the others say zero."""
 

@@ -399,6 +399,18 @@ def test_seeds_that_learned_less_did_so_as_the_page_says():
       *(f'{firsts[index]:,}' for index in (2, 0, 1)))
 
 
+def test_further_tasks_have_the_scores_that_the_page_says():
+  text = ' '.join(page('learning').split())
+  rows = {row['task']: row for row in csv.DictReader(
+      (ROOT / 'results/learning/table.csv').open())}
+  finger, pong = rows['dmc_finger_spin'], rows['atari_pong']
+  assert f'which spins ({whole(finger["scores"])}, where' in text
+  low, high = (whole(finger[f'published_{name}']) for name in ('low', 'high'))
+  assert f'published seeds have {low} to {high} and random play 2' in text
+  score = pong['scores'].replace('-', '−')
+  assert f'Pong is not learned: {score}, random play −20.6' in text
+
+
 def whole(text):
   """The numbers in a text, rounded; – where there is none."""
   return re.sub(r'-?[\d.]+', lambda match: f'{float(match[0]):,.0f}', text
