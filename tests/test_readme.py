@@ -341,7 +341,7 @@ def test_the_table_of_tasks_is_as_the_page_says():
       for row in rows]
   text = ' '.join(section.split())
   runs = sum(len(re.findall(r'\d+\.', row['scores'])) for row in rows)
-  assert f'So far {runs} of its 23 runs are there' in text
+  assert runs == 23 and 'All of its 23 runs are there' in text
   missed = {row['task']: row for row in rows if row['reached'] == 'no'}
   assert list(missed) == ['InvertedPendulumBulletEnv-v0', 'dmc_cartpole_swingup']
   pendulum, swingup = (float(row['median']) for row in missed.values())
@@ -405,8 +405,12 @@ def test_further_tasks_have_the_scores_that_the_page_says():
       (ROOT / 'results/learning/table.csv').open())}
   finger, pong = rows['dmc_finger_spin'], rows['atari_pong']
   assert f'which spins ({whole(finger["scores"])}, where' in text
-  low, high = (whole(finger[f'published_{name}']) for name in ('low', 'high'))
-  assert f'published seeds have {low} to {high} and random play 2' in text
+  walker = rows['dmc_walker_walk']
+  assert f'forward on its knees ({whole(walker["scores"])}, where' in text
+  for row in finger, walker:
+    low, high = (whole(row[f'published_{name}']) for name in ('low', 'high'))
+    random = whole(row['random_play'])
+    assert f'published seeds have {low} to {high} and random play {random}' in text
   score = pong['scores'].replace('-', '−')
   assert f'Pong is not learned: {score}, random play −20.6' in text
 
