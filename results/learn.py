@@ -29,6 +29,8 @@ def define_config():
 if __name__ == '__main__':
   flags.check(define_config, __doc__)  # Before slow imports.
 
+import numpy as np
+
 from analysis import scores, tables
 from common import files, terminal
 from results import keeping
@@ -181,15 +183,20 @@ def table_row(row, runs):
   """A row of the table, from the runs of a task that are kept.
 
   `published` is the published agent's bin at the same number of steps: mean,
-  lowest and highest of its seeds.
+  lowest and highest of its seeds. `median_in_time` is the median where the
+  hours of the row are over, if steps take the same time from first to last.
   """
-  told, last = {}, {}
+  told, last, in_time = {}, {}, []
   for run in runs:
     seed = run.flags['seed']
     told[seed], = keeping.rows(run.results / 'run.json')
     last[seed] = last_evaluations(run)
-  means = {seed: statistics.fmean(values) for seed, values in last.items()}
+    late = told[seed]['hours'] > row.hours
+    share = row.hours / told[seed]['hours'] if late else 1
+    in_time += [mean(last_evaluations(run, share * told[seed]['steps']))]
+  means = {seed: mean(values) for seed, values in last.items()}
   median = statistics.median(means.values()) if means else math.nan
+  timed = in_time and not math.isnan(row.hours)
   steps = float(max((x['steps'] for x in told.values()), default=row.steps))
   if math.isnan(row.level):
     reached = '–'
@@ -210,14 +217,19 @@ def table_row(row, runs):
       'evaluations': cell(lambda seed: str(len(last[seed]))), 'steps': steps,
       'hours': cell(lambda seed: f'{told[seed]["hours"]:.2f}'),
       'within_hours': float(row.hours),
+      'median_in_time': float(np.median(in_time)) if timed else math.nan,
       'published': scores.published_at(row.task, steps), 'reached': reached}
 
 
-def last_evaluations(run):
-  """The returns of the last ten evaluations; of all if there are fewer."""
+def last_evaluations(run, until=math.inf):
+  """The last ten returns to a step, or all if there are fewer evaluations."""
   return [
       row['test/return'] for row in keeping.rows(run.results / 'metrics.jsonl')
-      if 'test/return' in row][-LAST:]
+      if 'test/return' in row and row['step'] <= until][-LAST:]
+
+
+def mean(values):
+  return statistics.fmean(values) if values else math.nan
 
 
 if __name__ == '__main__':

@@ -176,6 +176,8 @@ def test_table_and_curves(results):
   assert [float(balance[key]) for key in (
       'random_play', 'level', 'median', 'steps', 'within_hours')] == [
           303, LEVEL, 910, 150_000, 1.5]
+  assert float(balance['median_in_time']) == 910
+  assert walker['median_in_time'] == hopper['median_in_time'] == 'nan'
   assert balance['reached'] == 'yes'
   # One seed is missing, and the other had only four evaluations.
   assert [swingup[key] for key in ('scores', 'evaluations', 'reached')] == [
@@ -219,6 +221,25 @@ def test_the_median_reaches_the_level(results, score, word):
       run for run in runs if run.flags['task'] == BALANCE])
   assert (row['median'], row['reached']) == (score, word)
   assert row['evaluations'] == '10, 10, 1'
+
+
+@pytest.mark.parametrize('hours, expected', [
+    # Evaluations every 5,000 steps: until 75,000, until 150,000 and at no time.
+    (3.0, np.mean(range(6, 16))), (1.5, np.mean(range(21, 31))), (75, np.nan)])
+def test_the_median_where_the_hours_of_a_row_are_over(
+    results, hours, expected):
+  out, runs = results
+  runs = [run for run in runs if run.flags['task'] == BALANCE]
+  for run in runs:
+    (run.results / 'metrics.jsonl').write_text(''.join(
+        json.dumps({'step': 5000 * index, 'test/return': index}) + '\n'
+        for index in range(1, 31)))
+    told = json.loads((run.results / 'run.json').read_text())
+    (run.results / 'run.json').write_text(
+        json.dumps({**told, 'hours': hours}) + '\n')
+  row = learn.table_row(ROWS[0], runs)
+  np.testing.assert_equal(row['median_in_time'], expected)
+  assert row['median'] == np.mean(range(21, 31))
 
 
 def test_other_flags_are_other_runs(results, monkeypatch):

@@ -353,6 +353,14 @@ def test_the_table_of_tasks_is_as_the_page_says():
       f'{np.mean([x for _, x in evaluations(run)][-10:]):.0f}'
       for run in (f'longer/InvertedPendulumBulletEnv-v0/dreamer/{seed}'
                   for seed in (1, 2)))
+  told = re.search(
+      r'the medians were (\d+), (\d+) and (\d+) already, above their levels', text)
+  timed = [row for row in rows if row['task'] in (
+      'dmc_walker_stand', 'dmc_cup_catch', 'dmc_pendulum_swingup')]
+  assert told.groups() == tuple(whole(row['median_in_time']) for row in timed)
+  assert all(
+      float(row['median_in_time']) >= float(row['level']) for row in rows
+      if row['reached'] == 'yes')
   evals = re.search(r'80,000 steps were ([\d, ]+) \(', ' '.join(
       page('learning').split()))[1]
   assert evals.split(', ') == [
