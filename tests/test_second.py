@@ -157,6 +157,7 @@ def test_runs_count_wherever_their_sources_were_made(tmp_path):
 def test_sources_are_scored_by_their_last_evaluations(tmp_path, monkeypatch):
   monkeypatch.setattr(second, 'STEPS', dict.fromkeys(second.STEPS, 6000))
   monkeypatch.setattr(second, 'SHARED_STEPS', 6000)
+  monkeypatch.setattr(second, 'REWARD_STEPS', 6000)
   made = second.all_runs(tmp_path / 'logdir', tmp_path / 'out')
   for run in made:
     if run.file and run.flags['seed'] in (120, 121):
@@ -209,6 +210,11 @@ def test_protocol_is_the_table():
     if task in second.COMPETENT:
       assert row.endswith(f'| {second.COMPETENT[task]} |')
   assert f'{second.SHARED_STEPS:,} environment steps in all' in one_line
+  assert f'that give reward models {second.REWARD_STEPS:,}' in one_line
+  found = second.all_runs(pathlib.Path('logdir'), pathlib.Path('out'))
+  steps = sum(run.flags['steps'] for run in found)
+  assert (f'All {len(found)} runs have {steps / 1e6:.1f} million environment '
+          f'steps: some {20 * steps / 1000 / 3600:.0f} hours') in one_line
   first, last = min(second.SEEDS), max(second.SEEDS)
   assert f'{first} to {last}, each with sources of its own' in one_line
   assert f'{first} to {max(second.MORE_SCRATCH)}: everything' in one_line
