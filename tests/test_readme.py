@@ -423,6 +423,34 @@ def test_further_tasks_have_the_scores_that_the_page_says():
   assert f'Pong is not learned: {score}, random play −20.6' in text
 
 
+def test_what_swings_the_pole_up_is_as_the_pages_say():
+  protocol = (ROOT / 'results/learning/README.md').read_text()
+  rows = re.findall(
+      r'^\| `(\w+)` \| ([^|]*) \| ([\d,]+)[^|]*\| (\d) \| ([\d,–]+) \| (\d+) \|',
+      protocol, re.M)
+  assert len(rows) == 5
+  scores = {}
+  for name, words, steps, seed, above, score in rows:
+    run = f'{name}/dmc_cartpole_swingup/dreamer/{seed}'
+    config = json.loads(
+        (ROOT / 'results/learning' / run / 'config.json').read_text())
+    assert ('--action_repeat 4' in words) == (config['action_repeat'] == 4)
+    assert ('--collect_limit 0' in words) == (config['collect_limit'] == 0)
+    returns = evaluations(run)
+    assert f'{returns[-1][0]:,}' == steps
+    if above != '–':
+      assert f'{next(at for at, value in returns if value > 120):,}' == above
+    scores[name] = np.mean([value for _, value in returns[-10:]])
+    assert f'{scores[name]:.0f}' == score
+  assert scores['whole'] > scores['uncut'] > scores['runs']
+  text = ' '.join(page('learning').split())
+  told = re.search(
+      r'With `--collect_limit 0` seed 1 has (\d+) after .* and stays: (\d+) with '
+      r'seed 1 .* and (\d+) with seed 2 after 80,000', text)
+  assert told.groups() == tuple(
+      f'{scores[name]:.0f}' for name in ('uncut', 'whole', 'seeds'))
+
+
 def whole(text):
   """The numbers in a text, rounded; – where there is none."""
   return re.sub(r'-?[\d.]+', lambda match: f'{float(match[0]):,.0f}', text
