@@ -239,6 +239,16 @@ def test_trial_showed_what_the_page_says():
     assert words.format(f'{step:,}') in page
 
 
+def test_pages_say_how_many_runs_are_there():
+  out = ROOT / 'results/second_study'
+  found = second.all_runs(pathlib.Path('logdir'), out)
+  number = sum(map(keeping.recorded, found))
+  page = ' '.join((out / 'README.md').read_text().split())
+  assert f'{number} of its {len(found)} runs are there' in page
+  page = ' '.join((ROOT / 'results/README.md').read_text().split())
+  assert f'has {number} of its {len(found)} runs so far' in page
+
+
 def test_first_source_learned_what_the_page_says():
   page = (ROOT / 'results/second_study/README.md').read_text()
   run, = [
