@@ -18,8 +18,8 @@ import re
 from common import flags
 from results import second, study
 
-# Studies by name: the table, and its --logdir and --out. One whose runs are not
-# kept is empty.
+# Studies by name: the table, and its --logdir and --out. One of whose runs some
+# are missing is empty: nobody looks at half a study.
 EDITIONS = {
     'first': (study, 'logdir/study', 'results'),
     'second': (second, 'logdir/second', 'results/second_study')}
@@ -70,16 +70,16 @@ def main(argv):
 
 
 def transfers():
-  """`(edition, run, scratch)` of all runs with transfer that are kept.
+  """`(edition, run, scratch)` of all runs with transfer of finished studies.
 
-  `scratch` are the kept runs of dreamer.py on the same task that share all
-  flags but the seed. Runs that make sources are left out.
+  `scratch` are the runs of dreamer.py on the same task that share all flags but
+  the seed. Runs that make sources are left out.
   """
   for edition, (module, logdir, out) in EDITIONS.items():
-    runs = [
-        run for run in module.all_runs(
-            pathlib.Path(logdir), pathlib.Path(out))
-        if run.file is None and keeping.kept(run)]
+    runs = module.all_runs(pathlib.Path(logdir), pathlib.Path(out))
+    if not all(map(keeping.recorded, runs)):
+      continue
+    runs = [run for run in runs if run.file is None]
     for run in runs:
       scratch = [other for other in runs if is_scratch(other, run)]
       if run.after and scratch:

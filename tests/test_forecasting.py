@@ -4,6 +4,7 @@ import csv
 import json
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 
@@ -244,6 +245,17 @@ def test_a_study_whose_runs_are_not_kept_is_empty(monkeypatch, tmp_path):
   before = len(list(forecasting.transfers()))
   monkeypatch.setitem(
       forecasting.EDITIONS, 'other', (study, 'logdir/x', str(tmp_path)))
+  assert len(list(forecasting.transfers())) == before
+
+
+def test_a_study_of_which_one_run_is_missing_is_empty(monkeypatch, tmp_path):
+  before = len(list(forecasting.transfers()))
+  shutil.copytree(ROOT / 'results/runs', tmp_path / 'runs')
+  monkeypatch.setitem(
+      forecasting.EDITIONS, 'other', (study, 'logdir/x', str(tmp_path)))
+  runs = list(forecasting.transfers())
+  assert len(runs) == 2 * before
+  shutil.rmtree(runs[-1][1].results)
   assert len(list(forecasting.transfers())) == before
 
 
