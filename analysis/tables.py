@@ -48,7 +48,7 @@ def _cell(name, value, how):
   values = value if isinstance(value, tuple) else (value,)
   if not np.isfinite(values[0]):
     return '–'
-  if name in ('p', 'p_holm'):
+  if name in ('p', 'p_holm', 'p_corrected'):
     # So that one sees on which side of 0.05 it is.
     return f'{values[0]:.{3 if 0.045 < values[0] < 0.055 else 2}g}'
   # One number of decimals for a value and its interval.

@@ -11,6 +11,8 @@ continues. A run that is complete is kept in --out, from where it counts. Any of
 its commands may as well be typed by hand.
 """
 
+import csv
+import math
 import os
 import pathlib
 import shutil
@@ -85,7 +87,8 @@ def main(argv):
     return trial(config)
   if config.do == 'draw':
     draw_sources(runs, config.out)
-    return commands.draw(drawings(config.out))
+    status = commands.draw(drawings(config.out))
+    return status or draw_findings(runs, config.out)
   chosen = commands.select(runs, config.only)
   return commands.follow(chosen, config, 'study', runs)
 
@@ -105,7 +108,7 @@ def all_runs(logdir, out):
             **(named if task else {}), **own}, after, file))
     return runs[-1]
 
-  for index, (seed, earlier) in enumerate(SEEDS.items()):
+  for seed, earlier in SEEDS.items():
 
     def source(name, script, folder=logdir, **own):
       return add(
@@ -125,10 +128,10 @@ def all_runs(logdir, out):
     singles = {
         task: source(name, 'dreamer.py', task=task, steps=STEPS[task])
         for task, name in SHORT.items()}
-    # The first one is kept with the results, for --do try.
+    # Kept with the results: most runs start from it.
     several = source(
-        'several', 'dreamer-multi-task.py', logdir if index else out,
-        steps=SHARED_STEPS, **commands.numbered('task', SOURCES))
+        'several', 'dreamer-multi-task.py', out, steps=SHARED_STEPS,
+        **commands.numbered('task', SOURCES))
     encoder = dict(encoder=str(several.file))
     rewards = [
         source(f'reward-{SHORT[task]}', 'dreamer-MMTL.py', task=task,
@@ -199,8 +202,70 @@ def score_of(run, task=None):
   return statistics.fmean(returns[-LAST:])
 
 
+def draw_findings(runs, out):
+  """Writes the findings on each target that the figures' tables give."""
+  rows = findings(runs, out)
+  terminal.say(f'\nfindings\n{tables.write(out / "findings", rows, "iqm")}\n')
+  return 0
+
+
+def findings(runs, out):
+  """A row for each comparison with scratch, and what it counts as.
+
+  Until all comparisons of the protocol have all of their runs, p is corrected by
+  their number (Bonferroni), which is never below what Holm's correction will be.
+  So a comparison with all of its own runs is decided before the others have theirs,
+  and one without has no p and no finding yet.
+  """
+  planned = {}
+  for run in runs:
+    kind, *name = run.name.split('/')[:3]
+    if kind == 'targets' and not name[-1].startswith('single-'):
+      planned[tuple(name)] = planned.get(tuple(name), 0) + 1
+  comparisons = [key for key in planned if key[1] != 'scratch']
+  path = out / 'figures' / 'targets' / 'transfer.csv'
+  with path.open(encoding='utf-8', newline='') as file:
+    found = list(csv.DictReader(file))
+  complete = {
+      (row['task'], row['method']): int(row['runs']) == planned[
+          row['task'], row['method']] and int(row['scratch_runs']) == planned[
+          row['task'], 'scratch'] for row in found}
+  last = len(found) == len(comparisons) and all(complete.values())
+  rows = []
+  for row in found:
+    task, method = row['task'], row['method']
+    area, final = (
+        tuple(float(row[name + end]) for end in ('', '_low', '_high'))
+        for name in ('area_ratio', 'final_difference'))
+    p = float(row['p_holm']) if last else min(
+        1.0, len(comparisons) * float(row['p']))
+    rows.append({
+        'task': task, 'method': method,
+        'runs': f'{row["runs"]} of {planned[task, method]}',
+        'scratch_runs': f'{row["scratch_runs"]} of {planned[task, "scratch"]}',
+        'area_ratio': area, 'final_difference': final,
+        'p_corrected': p if complete[task, method] else math.nan,
+        'finding': finding(area, p) if complete[task, method]
+        else 'runs missing'})
+  return rows
+
+
+def finding(area, p):
+  """The word of the protocol for an area ratio `(mean, low, high)` and its p."""
+  mean, low, high = area
+  if p < 0.05 and not math.isnan(mean):
+    return 'helps' if mean > 1 else 'harms'
+  if low > 1 or high < 1:
+    return f'undecided, a hint of {"help" if low > 1 else "harm"}'
+  return 'undecided'
+
+
 def drawings(out):
-  """The arguments of plotting.py for each folder of figures."""
+  """The arguments of plotting.py for each folder of figures.
+
+  Tasks and methods of which no run is kept are left out, and so is a folder
+  whose methods have nothing to compare them with.
+  """
   labels = {
       'scratch': 'Scratch',
       **{f'fractional-{factor}': f'FTL ω={factor:g}' for factor in FACTORS},
@@ -211,26 +276,34 @@ def drawings(out):
       **{f'single-{SHORT[task]}': f'FTL ω={FACTOR:g}, {SHORT[task]} alone'
          for task in SOURCES}}
 
-  def plot(folder, tasks, methods, *words):
-    chosen = {name: labels[name] for name in methods}
-    return [
+  def plot(folder, tasks, baseline, methods, *words):
+    kept = {
+        (path.parent.name, path.name)
+        for path in (out / 'runs' / 'targets').glob('*/*')}
+    tasks = [task for task in tasks if (task, baseline) in kept]
+    chosen = {
+        name: label for name, label in labels.items()
+        if name in (baseline, *methods) and
+        any((task, name) in kept for task in tasks)}
+    return [[
         '--indir', str(out / 'runs' / 'targets'), '--outdir',
         str(out / 'figures' / folder), '--subdir', 'False', '--group-by',
         'path', '--merge', 'source|encoder|meta.', '--aggregate', 'iqm',
         '--bins', '2000', '--tasks',
         *(f'^{task}$' for task in tasks), '--methods',
-        *(f'^{name}$' for name in methods), '--transfer-report', '--tests',
+        *(f'^{name}$' for name in chosen), '--transfer-report', '--tests',
         '--labels', *(word for pair in chosen.items() for word in pair),
-        *words]
+        '--baseline', baseline, *words]] if len(chosen) > 1 else []
 
-  everywhere = [name for name in labels if not name.startswith('single-')]
   singles = [name for name in labels if name.startswith('single-')]
-  several = f'fractional-{FACTOR}'
-  return [
-      plot('targets', TARGETS, everywhere, '--baseline', 'scratch',
-           '--profiles'),
-      plot('single', SINGLES, ['scratch', several, *singles], '--baseline',
-           several)]
+  everywhere = [name for name in labels if name not in singles]
+  found = [
+      *plot('targets', TARGETS, 'scratch', everywhere, '--profiles'),
+      *plot('single', SINGLES, f'fractional-{FACTOR}', singles)]
+  if not found:
+    raise terminal.UserError(
+        f'{out} has no runs to compare yet: make second runs them.')
+  return found
 
 
 def trial(config):

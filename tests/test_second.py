@@ -97,10 +97,25 @@ def test_forms_of_meta_model_transfer(runs):
   assert {run.flags['n_meta'] for run in found.values()} == {2}
 
 
-def test_only_the_source_of_the_trial_is_kept_with_the_results(runs):
+def test_sources_of_several_tasks_are_kept_with_the_results(runs):
   files = {str(run.file) for run in runs if run.file}
   kept = {file for file in files if not file.startswith('logdir/')}
-  assert kept == {'out/sources/120/several.pkl'}
+  assert kept == {
+      f'out/sources/{seed}/several.pkl' for seed in second.SEEDS.values()}
+
+
+def test_bundle_is_small_and_has_the_sources_that_are_there():
+  out = ROOT / 'results/second_study'
+  files = sorted((out / 'sources').rglob('*.pkl'))
+  assert files == sorted(
+      run.file for run in second.all_runs(pathlib.Path('logdir'), out)
+      if run.file and out in run.file.parents and keeping.recorded(run))
+  assert sum(path.stat().st_size for path in files) < 20e6
+
+
+def read_csv(path):
+  with path.open(newline='') as file:
+    return list(csv.DictReader(file))
 
 
 def curve(run, better):
@@ -122,17 +137,60 @@ def test_draw(tmp_path, monkeypatch, capfd):
     keeping.keep(run)
   assert second.main(['--do', 'draw', '--out', str(out)]) == 0
   assert 'averaged all the same' not in capfd.readouterr().err
-  table = (out / 'figures/targets/transfer.csv').read_text().splitlines()
-  names = table[0].split(',')
-  rows = [dict(zip(names, line.split(','))) for line in table[1:]]
+  rows = read_csv(out / 'figures/targets/transfer.csv')
   assert len(rows) == len(second.TARGETS) * 8
   assert {(row['runs'], row['scratch_runs']) for row in rows} == {('5', '10')}
   for row in rows:
     helps = float(row['p_holm']) < 0.05
     assert helps == ('fractional' in row['method']), row
   assert (out / 'figures/targets/improvement.csv').exists()
+  found = read_csv(out / 'findings.csv')
+  assert [row['p_corrected'] for row in found] == [
+      row['p_holm'] for row in rows]
+  assert [row['finding'] == 'helps' for row in found] == [
+      'fractional' in row['method'] for row in rows]
   single = (out / 'figures/single/transfer.csv').read_text()
   assert 'single-pole' in single and 'single-balance' in single
+
+
+def test_part_of_the_study_is_drawn(tmp_path, monkeypatch):
+  monkeypatch.setattr(second, 'STEPS', dict.fromkeys(second.STEPS, 6000))
+  out = tmp_path / 'out'
+  draw = ['--do', 'draw', '--out', str(out)]
+  with pytest.raises(terminal.UserError, match='no runs to compare yet'):
+    second.main(draw)
+  # All of full transfer and of scratch, of ω=0.5 but one seed.
+  for run in targets(second.all_runs(tmp_path / 'logdir', out)):
+    kind, task, method, seed = run.name.split('/')
+    if task == second.SPARSE and (
+        method in ('scratch', 'full') or
+        (method, seed) == ('fractional-0.5', '20')):
+      write_run(run, curve(run, method != 'scratch'))
+      (run.logdir / 'sessions.jsonl').write_text(json.dumps(dict(
+          commit='abc', machine='one', command=run.command)) + '\n')
+      keeping.keep(run)
+  assert second.main(draw) == 0
+  table = {
+      row['method']: row
+      for row in read_csv(out / 'figures/targets/transfer.csv')}
+  assert set(table) == {'fractional-0.5', 'full'}
+  assert not (out / 'figures/single').exists()
+  part, whole = read_csv(out / 'findings.csv')
+  assert (part['runs'], part['scratch_runs']) == ('1 of 5', '10 of 10')
+  assert (part['p_corrected'], part['finding']) == ('nan', 'runs missing')
+  # Corrected by all of the protocol, not by the two of the table.
+  assert (whole['runs'], whole['finding']) == ('5 of 5', 'helps')
+  assert float(whole['p_corrected']) == 24 * float(table['full']['p']) < 0.05
+
+
+@pytest.mark.parametrize('area, p, word', [
+    ((2.0, 1.5, 2.5), 0.04, 'helps'),
+    ((0.5, 0.4, 0.6), 0.04, 'harms'),
+    ((2.0, 1.5, 2.5), 0.05, 'undecided, a hint of help'),
+    ((0.5, 0.4, 0.6), 0.06, 'undecided, a hint of harm'),
+    ((2.0, 0.9, 2.5), 0.06, 'undecided')])
+def test_words_of_findings(area, p, word):
+  assert second.finding(area, p) == word
 
 
 def test_runs_count_wherever_their_sources_were_made(tmp_path):
@@ -249,15 +307,52 @@ def test_pages_say_how_many_runs_are_there():
   assert f'has {number} of its {len(found)} runs so far' in page
 
 
-def test_first_source_learned_what_the_page_says():
-  page = (ROOT / 'results/second_study/README.md').read_text()
-  run, = [
-      run for run in second.all_runs(
-          pathlib.Path('logdir'), ROOT / 'results/second_study')
-      if run.name == 'sources/several/120']
-  for task, words in {
-      second.BALANCE: 'a mean of {:.0f})', second.POLE: 'half ({:.0f}:'}.items():
-    assert words.format(second.score_of(run, task)) in page
+def test_figures_are_drawn_from_these_runs(tmp_path):
+  stored = ROOT / 'results/second_study'
+  out = tmp_path / 'out'
+  out.mkdir()
+  (out / 'runs').symlink_to(stored / 'runs')
+  assert second.main(['--do', 'draw', '--out', str(out)]) == 0
+  tables = sorted(out.glob('*.csv')) + sorted((out / 'figures').rglob('*.csv'))
+  # Findings, sources; scores, transfer, improvement.
+  assert len(tables) >= 5
+  for path in tables:
+    assert path.read_text() == (stored / path.relative_to(out)).read_text()
+  for path in (out / 'figures').rglob('*.png'):
+    assert (stored / path.relative_to(out)).stat().st_size > 5000
+
+
+def test_first_target_came_out_as_the_page_says():
+  out = ROOT / 'results/second_study'
+  page = ' '.join((out / 'README.md').read_text().split())
+  overall = {}
+  for path in (out / 'runs/targets' / second.SPARSE).glob('*/*/metrics.jsonl'):
+    returns = [
+        row['test/return'] for row in keeping.rows(path)
+        if 'test/return' in row]
+    overall.setdefault(path.parts[-3] == 'scratch', []).append(
+        sum(returns) / len(returns))
+  transfer, scratch = overall[False], overall[True]
+  assert min(transfer) > max(scratch)
+  assert f'each of the {len(transfer)} runs with fractional' in page
+  assert f'({min(transfer):.0f} or above)' in page
+  assert f'({max(scratch):.0f} or below)' in page
+  rows = [
+      float(row['area_ratio']) for row in read_csv(out / 'findings.csv')
+      if row['task'] == second.SPARSE]
+  assert f'area ratios of {min(rows):.2f} to {max(rows):.2f}' in page
+
+
+def test_sources_learned_what_the_page_says():
+  out = ROOT / 'results/second_study'
+  page = (out / 'README.md').read_text()
+  rows = {row['task']: row for row in read_csv(out / 'sources.csv')}
+  below = [
+      score for score in rows[second.POLE]['scores'].split(', ')
+      if float(score) < second.COMPETENT[second.POLE]]
+  assert f'two have {" and ".join(below)} there' in page
+  words = rows[second.BALANCE]['learned'].split(' of ')
+  assert words[0] == words[1]
 
 
 # With small agents, and another simulator: dm_control may lack OpenGL.
