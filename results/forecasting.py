@@ -46,7 +46,6 @@ import pandas as pd
 from analysis import measures, reading, scores, style, tables
 from analysis.measures import MEASURES
 from common import files, options, terminal
-from data.logdir import Logdir
 from results import keeping
 
 # Of the episodes, the sequences and the fits.
@@ -69,15 +68,16 @@ def main(argv):
 # Pairs
 
 
-def transfers():
-  """`(edition, run, scratch)` of all runs with transfer of finished studies.
+def transfers(finished=True):
+  """`(edition, run, scratch)` of all runs with transfer.
 
-  `scratch` are the runs of dreamer.py on the same task that share all flags but
+  Those of finished studies alone, or also runs that are not made yet: what is
+  measured is known before. `scratch` are the runs of dreamer.py on the same task that share all flags but
   the seed. Runs that make sources are left out.
   """
   for edition, (module, logdir, out) in EDITIONS.items():
     runs = module.all_runs(pathlib.Path(logdir), pathlib.Path(out))
-    if not all(map(keeping.recorded, runs)):
+    if finished and not all(map(keeping.recorded, runs)):
       continue
     runs = [run for run in runs if run.file is None]
     for run in runs:
@@ -133,13 +133,11 @@ def forecasts(edition, run):
     pairs = [(reward, agent) for reward in rewards or [agent]]
   else:
     pairs = [(agent, None)]
-  saved = Logdir(run.results).read_config()
-  default = options.SCRIPTS[run.script]().default
+  config = options.SCRIPTS[run.script]().parse(run.words)
   how = {
       'decisions': measures.DECISIONS, 'sequences': measures.SEQUENCES,
       'fit_steps': measures.FIT_STEPS, 'seed': SEED,
-      **{name: saved.get(name, default(name))
-         for name in options.ENVIRONMENT}}
+      **{name: getattr(config, name) for name in options.ENVIRONMENT}}
   for source, autoencoder in pairs:
     yield {
         'edition': edition, 'target': target(run), 'source': source.name,
@@ -153,11 +151,12 @@ def forecasts(edition, run):
 def measure(out):
   """Measures what is not in `measures.json` yet; returns the exit status.
 
-  Sources whose files are not here are left out, with a line for each.
+  Sources whose files are not here are left out, with a line for each that runs
+  of the results have read.
   """
   from analysis import forecast  # TensorFlow, which drawing does without.
   known, batches, missing = read(out), {}, set()
-  for edition, run, _ in transfers():
+  for edition, run, _ in transfers(finished=False):
     for key, source, autoencoder in forecasts(edition, run):
       word = as_text(key)
       if word in known:
@@ -166,7 +165,7 @@ def measure(out):
           other.file: other.name for other in (source, autoencoder)
           if other and not other.file.exists()}
       for file, name in lacking.items():
-        if file not in missing:
+        if file not in missing and keeping.recorded(run):
           terminal.say(
               f'skipped {file}: it is not here; {edition} study, {name}')
       missing.update(lacking)

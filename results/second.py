@@ -212,10 +212,10 @@ def draw_findings(runs, out):
 def findings(runs, out):
   """A row for each comparison with scratch, and what it counts as.
 
-  Until all comparisons of the protocol have all of their runs, p is corrected by
-  their number (Bonferroni), which is never below what Holm's correction will be.
-  So a comparison with all of its own runs is decided before the others have theirs,
-  and one without has no p and no finding yet.
+  Until all comparisons of the protocol have all of their runs, p is corrected
+  by their number (Bonferroni), which is never below what Holm's correction
+  will be. So a comparison with all of its own runs is decided before the others
+  have theirs, and one without has no p and no finding yet.
   """
   planned = {}
   for run in runs:

@@ -16,7 +16,7 @@ import scipy.stats
 from analysis import scores
 from analysis.measures import MEASURES
 from common import terminal
-from results import commands, forecasting, study
+from results import commands, forecasting, second, study
 import running
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -280,6 +280,8 @@ def test_meta_models_are_measured_by_reward_models_without_dynamics():
 @pytest.fixture
 def short(monkeypatch):
   """One seed of one target, and measures that take a moment."""
+  first = forecasting.EDITIONS['first']
+  monkeypatch.setattr(forecasting, 'EDITIONS', {'first': first})
   hopper = 'HopperBulletEnv-v0'
   monkeypatch.setattr(study, 'SEEDS', {10: 110})
   monkeypatch.setattr(study, 'TARGETS', {hopper: study.TARGETS[hopper]})
@@ -309,8 +311,26 @@ def test_measuring_goes_on_from_where_it_was(short, tmp_path, capsys):
   assert 'measuring ' not in capsys.readouterr().out
 
 
+def test_sources_are_measured_before_their_runs_are_made(
+    short, monkeypatch, tmp_path, capsys):
+  shutil.copytree(ROOT / 'results/sources/110', tmp_path / 'sources/110')
+  monkeypatch.setattr(
+      forecasting, 'EDITIONS', {'other': (study, 'logdir/x', str(tmp_path))})
+  out = tmp_path / 'out'
+  assert forecasting.main(['--do', 'measure', '--out', str(out)]) == 0
+  text = capsys.readouterr().out
+  assert text.count('measuring ') == 3
+  # One that is not here yet is no fault.
+  shutil.rmtree(tmp_path / 'sources')
+  (out / 'measures.json').unlink()
+  assert forecasting.main(['--do', 'measure', '--out', str(out)]) == 0
+  assert 'skipped' not in capsys.readouterr().out
+
+
 @pytest.mark.slow
 def test_stored_measures_are_found_again(tmp_path, monkeypatch):
+  first = forecasting.EDITIONS['first']
+  monkeypatch.setattr(forecasting, 'EDITIONS', {'first': first})
   monkeypatch.setattr(study, 'SEEDS', {10: 110})
   assert forecasting.main(['--do', 'measure', '--out', str(tmp_path)]) == 0
   stored = forecasting.read(STORED)
@@ -329,7 +349,9 @@ def test_sources_that_are_not_here_are_skipped_by_a_line(elsewhere, capsys):
   assert forecasting.main(['--do', 'measure']) == 0
   lines = capsys.readouterr().out.splitlines()
   skipped = [line for line in lines if line.startswith('skipped ')]
-  assert len(skipped) == len(set(skipped)) == 3 * len(study.SEEDS)
+  assert len(skipped) == len(set(skipped))
+  first = [line for line in skipped if 'first study' in line]
+  assert len(first) == 3 * len(study.SEEDS)
   assert skipped[0] == (
       'skipped results/sources/110/multi-task.pkl: it is not here; first '
       'study, sources/multi-task/110')
@@ -391,6 +413,28 @@ def test_correlations_are_those_of_the_page():
       assert cell == (f'{float(row["rho"]):.2f}' if row else '–')
   assert {row['finding'] for row in read_csv('correlations.csv')} == {
       'too few sources'}
+
+
+def test_order_of_the_second_study_is_as_measured():
+  text = ' '.join(PAGE.split())
+  rows = [
+      row for row in json.loads((STORED / 'measures.json').read_text())
+      if row['edition'] == 'second' and 'several' in row['source']]
+  parts = [
+      [row['measures'] for row in rows if row['target'] == task]
+      for task in second.TARGETS]
+  for better, worse in zip(parts, parts[1:]):
+    for left, right in zip(better, worse, strict=True):
+      assert left['image_r2'] > right['image_r2']
+      assert left['divergence'] < right['divergence']
+  low, high = zip(*(
+      (min(values), max(values)) for values in (
+          [row['image_r2'] for row in part] for part in parts)))
+  for words in (
+      f'(image_r2 {low[0]:.2f} to {high[0]:.2f}), less on',
+      f'({low[1]:.2f} to {high[1]:.2f}), least on Hopper',
+      f'({low[2]:.2f} to {high[2]:.2f}).'):
+    assert words in text
 
 
 def test_words_of_the_page_follow_from_the_pairs():
