@@ -72,8 +72,8 @@ def transfers(finished=True):
   """`(edition, run, scratch)` of all runs with transfer.
 
   Those of finished studies alone, or also runs that are not made yet: what is
-  measured is known before. `scratch` are the runs of dreamer.py on the same task that share all flags but
-  the seed. Runs that make sources are left out.
+  measured is known before. `scratch` are the runs of dreamer.py on the same
+  task that share all flags but the seed. Runs that make sources are left out.
   """
   for edition, (module, logdir, out) in EDITIONS.items():
     runs = module.all_runs(pathlib.Path(logdir), pathlib.Path(out))

@@ -251,7 +251,7 @@ def findings(runs, out):
 
 
 def finding(area, p):
-  """The word of the protocol for an area ratio `(mean, low, high)` and its p."""
+  """The protocol's word for an area ratio `(mean, low, high)` and its p."""
   mean, low, high = area
   if p < 0.05 and not math.isnan(mean):
     return 'helps' if mean > 1 else 'harms'
