@@ -335,6 +335,7 @@ def test_first_target_came_out_as_the_page_says():
   transfer, scratch = overall[False], overall[True]
   assert min(transfer) > max(scratch)
   assert f'each of the {len(transfer)} runs with fractional' in page
+  assert f'each of the {len(scratch)} from scratch' in page
   assert f'({min(transfer):.0f} or above)' in page
   assert f'({max(scratch):.0f} or below)' in page
   rows = [
@@ -346,13 +347,27 @@ def test_first_target_came_out_as_the_page_says():
 def test_sources_learned_what_the_page_says():
   out = ROOT / 'results/second_study'
   page = (out / 'README.md').read_text()
-  rows = {row['task']: row for row in read_csv(out / 'sources.csv')}
+  rows = {
+      row['task']: [float(score) for score in row['scores'].split(', ')]
+      for row in read_csv(out / 'sources.csv') if row['source'] == 'several'}
+  balance, pole = (
+      [score >= second.COMPETENT[task] for score in rows[task]]
+      for task in second.SOURCES)
+  words = dict(enumerate(('none', 'one', 'two', 'three', 'four', 'five')))
+  page = ' '.join(page.split())
+  assert f'Of the {words[len(balance)]} sources, {words[sum(balance)]} have' in (
+      page)
+  assert f'and {words[sum(pole)]} InvertedPendulum' in page
+  both = [left and right for left, right in zip(balance, pole, strict=True)]
+  assert f'{words[sum(both)]} of them both' in page
+  (low, seed), = [
+      (score, seed) for score, learned, seed in zip(
+          rows[second.BALANCE], balance, second.SEEDS.values()) if not learned]
+  assert f'(the other has {low:.0f}, that of seed {seed})' in page
   below = [
-      score for score in rows[second.POLE]['scores'].split(', ')
-      if float(score) < second.COMPETENT[second.POLE]]
-  assert f'two have {" and ".join(below)} there' in page
-  words = rows[second.BALANCE]['learned'].split(' of ')
-  assert words[0] == words[1]
+      f'{score:.0f}' for score, learned in zip(rows[second.POLE], pole)
+      if not learned]
+  assert f'(the others have {" and ".join(below)}, whole' in page
 
 
 # With small agents, and another simulator: dm_control may lack OpenGL.
