@@ -18,8 +18,8 @@ import re
 from common import flags
 from results import second, study
 
-# Studies by name: the table, and its --logdir and --out. One of whose runs some
-# are missing is empty: nobody looks at half a study.
+# Studies by name: the table, and its --logdir and --out. A study gives pairs
+# when all of its runs are kept, so that no choice of runs decides the finding.
 EDITIONS = {
     'first': (study, 'logdir/study', 'results'),
     'second': (second, 'logdir/second', 'results/second_study')}

@@ -11,6 +11,7 @@ continues. A run that is complete is kept in --out, from where it counts. Any of
 its commands may as well be typed by hand.
 """
 
+import collections
 import csv
 import math
 import os
@@ -88,7 +89,8 @@ def main(argv):
   if config.do == 'draw':
     draw_sources(runs, config.out)
     status = commands.draw(drawings(config.out))
-    return status or draw_findings(runs, config.out)
+    draw_findings(runs, config.out)
+    return status
   chosen = commands.select(runs, config.only)
   return commands.follow(chosen, config, 'study', runs)
 
@@ -203,50 +205,50 @@ def score_of(run, task=None):
 
 
 def draw_findings(runs, out):
-  """Writes the findings on each target that the figures' tables give."""
+  """Writes what the protocol says of each comparison with scratch."""
   rows = findings(runs, out)
-  terminal.say(f'\nfindings\n{tables.write(out / "findings", rows, "iqm")}\n')
-  return 0
+  if rows:
+    terminal.say(f'\nfindings\n{tables.write(out / "findings", rows, "iqm")}\n')
 
 
 def findings(runs, out):
-  """A row for each comparison with scratch, and what it counts as.
+  """A row for each comparison with scratch in the tables of the figures.
 
   Until all comparisons of the protocol have all of their runs, p is corrected
   by their number (Bonferroni), which is never below what Holm's correction
   will be. So a comparison with all of its own runs is decided before the others
   have theirs, and one without has no p and no finding yet.
   """
-  planned = {}
-  for run in runs:
-    kind, *name = run.name.split('/')[:3]
-    if kind == 'targets' and not name[-1].startswith('single-'):
-      planned[tuple(name)] = planned.get(tuple(name), 0) + 1
-  comparisons = [key for key in planned if key[1] != 'scratch']
   path = out / 'figures' / 'targets' / 'transfer.csv'
-  with path.open(encoding='utf-8', newline='') as file:
-    found = list(csv.DictReader(file))
-  complete = {
-      (row['task'], row['method']): int(row['runs']) == planned[
-          row['task'], row['method']] and int(row['scratch_runs']) == planned[
-          row['task'], 'scratch'] for row in found}
-  last = len(found) == len(comparisons) and all(complete.values())
-  rows = []
-  for row in found:
+  if not path.exists():
+    return []
+  planned = collections.Counter(
+      tuple(run.name.split('/')[1:3]) for run in runs
+      if run.name.startswith('targets/') and '/single-' not in run.name)
+  number = sum(method != 'scratch' for _, method in planned)
+  with files.reading(path):
+    table = list(csv.DictReader(path.read_text(encoding='utf-8').splitlines()))
+  rows, corrected = [], {}
+  for row in table:
     task, method = row['task'], row['method']
+    ours, scratch = planned[task, method], planned[task, 'scratch']
     area, final = (
         tuple(float(row[name + end]) for end in ('', '_low', '_high'))
         for name in ('area_ratio', 'final_difference'))
-    p = float(row['p_holm']) if last else min(
-        1.0, len(comparisons) * float(row['p']))
-    rows.append({
-        'task': task, 'method': method,
-        'runs': f'{row["runs"]} of {planned[task, method]}',
-        'scratch_runs': f'{row["scratch_runs"]} of {planned[task, "scratch"]}',
-        'area_ratio': area, 'final_difference': final,
-        'p_corrected': p if complete[task, method] else math.nan,
-        'finding': finding(area, p) if complete[task, method]
-        else 'runs missing'})
+    if (int(row['runs']), int(row['scratch_runs'])) == (ours, scratch):
+      corrected[task, method] = min(1.0, number * float(row['p']))
+    rows.append(dict(
+        task=task, method=method, runs=f'{row["runs"]} of {ours}',
+        scratch_runs=f'{row["scratch_runs"]} of {scratch}', area_ratio=area,
+        final_difference=final))
+  if len(corrected) == number:
+    corrected = {
+        (row['task'], row['method']): float(row['p_holm']) for row in table}
+  for row in rows:
+    p = corrected.get((row['task'], row['method']), math.nan)
+    row['p_corrected'] = p
+    row['finding'] = (
+        'runs missing' if math.isnan(p) else finding(row['area_ratio'], p))
   return rows
 
 
@@ -276,29 +278,30 @@ def drawings(out):
       **{f'single-{SHORT[task]}': f'FTL ω={FACTOR:g}, {SHORT[task]} alone'
          for task in SOURCES}}
 
-  def plot(folder, tasks, baseline, methods, *words):
-    kept = {
-        (path.parent.name, path.name)
-        for path in (out / 'runs' / 'targets').glob('*/*')}
+  targets = out / 'runs' / 'targets'
+  kept = {(path.parent.name, path.name) for path in targets.glob('*/*')}
+
+  def plot(folder, tasks, baseline, others, *words):
+    """One command in a list, which is empty if nothing can be compared."""
     tasks = [task for task in tasks if (task, baseline) in kept]
-    chosen = {
-        name: label for name, label in labels.items()
-        if name in (baseline, *methods) and
-        any((task, name) in kept for task in tasks)}
+    methods = [
+        name for name in labels if name in (baseline, *others)
+        and any((task, name) in kept for task in tasks)]
+    if len(methods) < 2:
+      return []
     return [[
-        '--indir', str(out / 'runs' / 'targets'), '--outdir',
-        str(out / 'figures' / folder), '--subdir', 'False', '--group-by',
-        'path', '--merge', 'source|encoder|meta.', '--aggregate', 'iqm',
-        '--bins', '2000', '--tasks',
-        *(f'^{task}$' for task in tasks), '--methods',
-        *(f'^{name}$' for name in chosen), '--transfer-report', '--tests',
-        '--labels', *(word for pair in chosen.items() for word in pair),
-        '--baseline', baseline, *words]] if len(chosen) > 1 else []
+        '--indir', str(targets), '--outdir', str(out / 'figures' / folder),
+        '--subdir', 'False', '--group-by', 'path', '--merge',
+        'source|encoder|meta.', '--aggregate', 'iqm', '--bins', '2000',
+        '--tasks', *(f'^{task}$' for task in tasks), '--methods',
+        *(f'^{name}$' for name in methods), '--transfer-report', '--tests',
+        '--baseline', baseline, *words, '--labels',
+        *(word for name in methods for word in (name, labels[name]))]]
 
   singles = [name for name in labels if name.startswith('single-')]
-  everywhere = [name for name in labels if name not in singles]
+  others = [name for name in labels if name not in singles]
   found = [
-      *plot('targets', TARGETS, 'scratch', everywhere, '--profiles'),
+      *plot('targets', TARGETS, 'scratch', others, '--profiles'),
       *plot('single', SINGLES, f'fractional-{FACTOR}', singles)]
   if not found:
     raise terminal.UserError(

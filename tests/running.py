@@ -1,6 +1,7 @@
 """Starts runs, in this process or in one of their own, and reads their logs."""
 
 import contextlib
+import csv
 import importlib.util
 import json
 import os
@@ -128,6 +129,12 @@ def write_run(run, lines=None, agent=None, updates=1, **config):
         'format': checkpoints.CHECKPOINT, 'script': run.script, 'step': 1,
         'action_dim': 1, 'config': {}, 'variables': {}, 'updates': updates,
         'progress': progress})
+
+
+def read_csv(path):
+  """The rows of a table as dictionaries of text."""
+  with path.open(encoding='utf-8', newline='') as file:
+    return list(csv.DictReader(file))
 
 
 def processes():

@@ -46,8 +46,7 @@ def elsewhere(tmp_path, monkeypatch):
 
 
 def read_csv(name):
-  with (STORED / name).open() as file:
-    return list(csv.DictReader(file))
+  return running.read_csv(STORED / name)
 
 
 # Correlations

@@ -1,6 +1,5 @@
 """The table of what a CPU learns: commands, scores, films, figures."""
 
-import csv
 import dataclasses
 import json
 import os
@@ -16,6 +15,7 @@ from PIL import Image
 import pytest
 
 import running
+from running import read_csv
 from common.backend import tf  # Before dm_control, or that ends the process.
 from common import options, terminal
 from data import checkpoints
@@ -27,11 +27,6 @@ ROOT = pathlib.Path(__file__).parent.parent
 BALANCE = 'dmc_cartpole_balance'
 SWINGUP = running.SWINGUP
 HOPPER = 'HopperBulletEnv-v0'
-
-
-def read_csv(path):
-  with path.open() as file:
-    return list(csv.DictReader(file))
 
 
 # The commands

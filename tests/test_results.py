@@ -1,6 +1,5 @@
 """What results/ reports is what its runs say."""
 
-import csv
 import json
 import pathlib
 import re
@@ -9,15 +8,11 @@ import pytest
 
 from data import checkpoints
 from results import keeping, study
+from running import read_csv
 
 ROOT = pathlib.Path(__file__).parent.parent
 RESULTS = ROOT / 'results'
 TEXT = (RESULTS / 'README.md').read_text()
-
-
-def read_csv(path):
-  with path.open() as file:
-    return list(csv.DictReader(file))
 
 
 def sections(title):

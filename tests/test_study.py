@@ -1,6 +1,5 @@
 """The driver of the study: its commands, their order, stops, and results."""
 
-import csv
 import json
 import os
 import pathlib
@@ -17,7 +16,7 @@ import pytest
 from data import checkpoints
 import dreamer
 import running
-from running import evaluations, write_run
+from running import evaluations, read_csv, write_run
 from results import commands, keeping, study
 from common import files, options, terminal
 
@@ -537,11 +536,6 @@ def results(tmp_path, two_seeds, monkeypatch):
       str(tmp_path / 'results')]) == 0
   assert all(map(keeping.kept, runs))
   return tmp_path / 'results', runs
-
-
-def read_csv(path):
-  with path.open() as file:
-    return list(csv.DictReader(file))
 
 
 def test_complete_runs_are_kept(results):
