@@ -52,7 +52,7 @@ import numpy as np
 
 from benchmarks import measuring
 from benchmarks.measuring import alternately, make_agent, random_batch
-from common import files, precision, terminal
+from common import files, machine, precision, terminal
 from data import replay
 from data.logdir import Logdir
 import dreamer
@@ -442,7 +442,6 @@ def line_of(line):
 
 def describe():
   """The machine and the versions that the figures depend on."""
-  cpu = pathlib.Path('/proc/cpuinfo').read_text().partition('model name')[2]
   commit = subprocess.run(
       ['git', 'describe', '--always', '--dirty'], cwd=files.ROOT, text=True,
       capture_output=True).stdout.strip()
@@ -450,7 +449,7 @@ def describe():
   return {
       'date': datetime.datetime.now().isoformat(timespec='seconds'),
       'commit': commit,
-      'cpu': cpu.partition('\n')[0].strip(' \t:'),
+      'cpu': machine.cpu(),
       'cores': len(os.sched_getaffinity(0)),
       'memory': os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE'),
       'versions': {

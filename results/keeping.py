@@ -9,8 +9,6 @@ import csv
 import io
 import json
 import math
-import os
-import platform
 import re
 import shutil
 import statistics
@@ -20,7 +18,7 @@ import time
 
 from tensorboard.compat.proto import event_pb2
 
-from common import files, options, terminal
+from common import files, machine, options, terminal
 from data import checkpoints
 from data.logdir import CONFIG, Logdir, TRANSFER
 
@@ -138,7 +136,7 @@ def begin(run):
   """Notes by which code and on which machine a run is started."""
   session = dict(
       began=time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()),
-      commit=_commit(), machine=_machine(), command=run.command)
+      commit=_commit(), machine=machine.describe(), command=run.command)
   files.make_directory(run.logdir)
   with files.writing(run.logdir), open(
       run.logdir / 'sessions.jsonl', 'a') as file:
@@ -273,11 +271,3 @@ def _commit():
     changed = git('diff', '--quiet', 'HEAD', '--', '*.py').returncode
     return name and name + '-dirty' * bool(changed) or 'unknown'
   return 'unknown'
-
-
-def _machine():
-  cpu = platform.machine()
-  with contextlib.suppress(OSError, TypeError):
-    cpu = re.search(
-        r'model name\s*: (.*)', open('/proc/cpuinfo').read())[1]
-  return f'{cpu}, {os.cpu_count()} cores, Python {platform.python_version()}'

@@ -130,13 +130,13 @@ def all_runs(logdir, out):
     singles = {
         task: source(name, 'dreamer.py', task=task, steps=STEPS[task])
         for task, name in SHORT.items()}
-    # Kept with the results: most runs start from it.
+    # Kept with the results, like the reward models: most runs start from it.
     several = source(
         'several', 'dreamer-multi-task.py', out, steps=SHARED_STEPS,
         **commands.numbered('task', SOURCES))
     encoder = dict(encoder=str(several.file))
     rewards = [
-        source(f'reward-{SHORT[task]}', 'dreamer-MMTL.py', task=task,
+        source(f'reward-{SHORT[task]}', 'dreamer-MMTL.py', out, task=task,
                steps=REWARD_STEPS, after=[several], n_meta=0, **encoder)
         for task in SOURCES]
     models = commands.numbered(

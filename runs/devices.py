@@ -4,10 +4,8 @@ import concurrent.futures
 import contextlib
 import json
 import os
-import shutil
-import subprocess
 
-from common import precision, terminal
+from common import machine, precision, terminal
 from common.backend import tf
 
 _HOW_TO_INSTALL = (
@@ -243,7 +241,7 @@ def describe(agent, strategy=None):
 def check_gpu():
   """Warns if the machine has a GPU that TensorFlow does not see."""
   hidden = os.environ.get('CUDA_VISIBLE_DEVICES')
-  if _gpus() or hidden in ('', '-1') or not _has_nvidia_gpu():
+  if _gpus() or hidden in ('', '-1') or not machine.nvidia_gpus():
     return
   terminal.warn(
       'nvidia-smi shows a GPU, but TensorFlow does not see it and computes on '
@@ -252,18 +250,6 @@ def check_gpu():
 
 def _gpus():
   return tf.config.list_physical_devices('GPU')
-
-
-def _has_nvidia_gpu():
-  program = shutil.which('nvidia-smi')
-  if not program:
-    return False
-  try:
-    listed = subprocess.run(
-        [program, '-L'], capture_output=True, text=True, timeout=10)
-  except (OSError, subprocess.SubprocessError):
-    return False
-  return listed.returncode == 0 and 'GPU ' in listed.stdout
 
 
 def _read_environment():

@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 
 import running
+from common import machine
 from common.backend import tf
 from runs import devices
 
 # The devices of a process are fixed when TensorFlow starts.
 PROGRAM = '''
 import numpy as np
+from common import machine
 from common.backend import tf
 import dreamer
 import running
@@ -72,6 +74,7 @@ def test_two_devices_make_the_update_of_one(more):
 
 # Eight devices in place of GPUs.
 SPREAD = '''
+from common import machine
 from common.backend import tf
 from runs import devices
 
@@ -128,7 +131,8 @@ def test_xla_compiles_the_small_program():
 
 # Two logical devices in place of GPUs.
 TWO = '''
-from common import terminal
+from common import machine, terminal
+from common import machine
 from common.backend import tf
 import dreamer
 from runs import devices
@@ -209,7 +213,16 @@ def test_machine_without_a_gpu(tmp_path, monkeypatch, capsys, text, status):
   assert capsys.readouterr().err == ''
 
 
+def test_line_about_a_machine_names_its_gpus(tmp_path, monkeypatch):
+  nvidia_smi(
+      tmp_path, monkeypatch, 'GPU 0: NVIDIA H100 80GB HBM3 (UUID: GPU-1)\n'
+      'GPU 1: NVIDIA H200 (UUID: GPU-2)')
+  assert ' cores, NVIDIA H100 80GB HBM3, NVIDIA H200, Python 3.' in (
+      machine.describe())
+
+
 FAILED_GROWTH = '''
+from common import machine
 from common.backend import tf
 import dreamer
 from runs import devices
