@@ -436,6 +436,21 @@ def test_order_of_the_second_study_is_as_measured():
     assert words in text
 
 
+def test_frozen_autoencoders_of_the_second_study_are_as_measured():
+  text = ' '.join(PAGE.split())
+  rows = [
+      row for row in json.loads((STORED / 'measures.json').read_text())
+      if row['edition'] == 'second' and 'reward-' in row['source']]
+  assert len(rows) == 10 * len(second.TARGETS)
+  for task, words in zip(second.TARGETS, (
+      '{:.2f} to {:.2f} on the sparse task', '{:.2f} to {:.2f} on '
+      'InvertedPendulumSwingup', '{:.2f} to {:.2f} on Hopper'), strict=True):
+    values = [
+        row['measures']['image_r2'] for row in rows if row['target'] == task]
+    assert words.format(min(values), max(values)) in text
+    assert max(values) < 0.5
+
+
 def test_words_of_the_page_follow_from_the_pairs():
   text = ' '.join(PAGE.split())
   table = pd.read_csv(STORED / 'pairs.csv')
