@@ -53,6 +53,16 @@ FULL = dict(scale='', transfer_factor=1.0)
 FORMS = {
     'encoder': dict(decoder='none'), 'frozen': {},
     'trained': dict(freeze_decoder=False)}
+# What figures call the methods, in their order there.
+LABELS = {
+    'scratch': 'Scratch',
+    **{f'fractional-{factor}': f'FTL ω={factor:g}' for factor in FACTORS},
+    'full': 'Full transfer', 'misfit': f'FTL ω={FACTOR:g}, unfit source',
+    'meta-encoder': 'Meta-model, encoder',
+    'meta-frozen': 'Meta-model, frozen autoencoder',
+    'meta-trained': 'Meta-model, decoder trained',
+    **{f'single-{SHORT[task]}': f'FTL ω={FACTOR:g}, {SHORT[task]} alone'
+       for task in SOURCES}}
 # Environment steps of a run, those of the source of several tasks together, and
 # those of an agent that gives a reward model.
 STEPS = {
@@ -268,16 +278,6 @@ def drawings(out):
   Tasks and methods of which no run is kept are left out, and so is a folder
   whose methods have nothing to compare them with.
   """
-  labels = {
-      'scratch': 'Scratch',
-      **{f'fractional-{factor}': f'FTL ω={factor:g}' for factor in FACTORS},
-      'full': 'Full transfer', 'misfit': f'FTL ω={FACTOR:g}, unfit source',
-      'meta-encoder': 'Meta-model, encoder',
-      'meta-frozen': 'Meta-model, frozen autoencoder',
-      'meta-trained': 'Meta-model, decoder trained',
-      **{f'single-{SHORT[task]}': f'FTL ω={FACTOR:g}, {SHORT[task]} alone'
-         for task in SOURCES}}
-
   targets = out / 'runs' / 'targets'
   kept = {(path.parent.name, path.name) for path in targets.glob('*/*')}
 
@@ -285,7 +285,7 @@ def drawings(out):
     """One command in a list, which is empty if nothing can be compared."""
     tasks = [task for task in tasks if (task, baseline) in kept]
     methods = [
-        name for name in labels if name in (baseline, *others)
+        name for name in LABELS if name in (baseline, *others)
         and any((task, name) in kept for task in tasks)]
     if len(methods) < 2:
       return []
@@ -296,10 +296,10 @@ def drawings(out):
         '--tasks', *(f'^{task}$' for task in tasks), '--methods',
         *(f'^{name}$' for name in methods), '--transfer-report', '--tests',
         '--baseline', baseline, *words, '--labels',
-        *(word for name in methods for word in (name, labels[name]))]]
+        *(word for name in methods for word in (name, LABELS[name]))]]
 
-  singles = [name for name in labels if name.startswith('single-')]
-  others = [name for name in labels if name not in singles]
+  singles = [name for name in LABELS if name.startswith('single-')]
+  others = [name for name in LABELS if name not in singles]
   found = [
       *plot('targets', TARGETS, 'scratch', others, '--profiles'),
       *plot('single', SINGLES, f'fractional-{FACTOR}', singles)]

@@ -4,6 +4,7 @@ import json
 import math
 import pathlib
 import re
+import statistics
 import subprocess
 import sys
 
@@ -306,6 +307,13 @@ def test_trial_showed_what_the_page_says():
     assert words.format(f'{step:,}') in page
 
 
+WORDS = 'none', 'one', 'two', 'three', 'four', 'five', 'six', 'seven'
+
+
+def one_line(path):
+  return ' '.join((ROOT / path).read_text().split())
+
+
 def test_pages_say_how_many_runs_are_there():
   out = ROOT / 'results/second_study'
   found = second.all_runs(pathlib.Path('logdir'), out)
@@ -331,26 +339,125 @@ def test_figures_are_drawn_from_these_runs(tmp_path):
     assert (stored / path.relative_to(out)).stat().st_size > 5000
 
 
-def test_first_target_came_out_as_the_page_says():
-  out = ROOT / 'results/second_study'
-  page = ' '.join((out / 'README.md').read_text().split())
-  overall = {}
-  for path in (out / 'runs/targets' / second.SPARSE).glob('*/*/metrics.jsonl'):
-    returns = [
+def first_target():
+  """`{method: {seed: returns of its evaluations}}` of the first target."""
+  found = {}
+  runs = ROOT / 'results/second_study/runs/targets' / second.SPARSE
+  for path in runs.glob('*/*/metrics.jsonl'):
+    method, seed = path.parts[-3:-1]
+    found.setdefault(method, {})[int(seed)] = [
         row['test/return'] for row in keeping.rows(path)
         if 'test/return' in row]
-    overall.setdefault(path.parts[-3] == 'scratch', []).append(
-        sum(returns) / len(returns))
-  transfer, scratch = overall[False], overall[True]
+  return found
+
+
+def overall(returns):
+  return [sum(values) / len(values) for values in returns.values()]
+
+
+def fractional_and_full(target):
+  return [
+      run for method in target for run in overall(target[method])
+      if method == 'full' or method.startswith('fractional')]
+
+
+def test_first_target_came_out_as_the_page_says():
+  page = one_line('results/second_study/README.md')
+  target = first_target()
+  transfer, scratch = fractional_and_full(target), overall(target['scratch'])
   assert min(transfer) > max(scratch)
-  assert f'each of the {len(transfer)} runs with fractional' in page
-  assert f'each of the {len(scratch)} from scratch' in page
+  assert f'Each of these {len(transfer)} runs has' in page
   assert f'({min(transfer):.0f} or above)' in page
-  assert f'({max(scratch):.0f} or below)' in page
-  rows = [
-      float(row['area_ratio']) for row in read_csv(out / 'findings.csv')
-      if row['task'] == second.SPARSE]
-  assert f'area ratios of {min(rows):.2f} to {max(rows):.2f}' in page
+  assert (
+      f'each of the {len(scratch)} from scratch ({max(scratch):.0f} or below)'
+      in page)
+  # An evaluation every 1,000 steps.
+  first = {
+      method: [1000 * (1 + next(i for i, x in enumerate(run) if x >= 990))
+               for run in runs.values() if max(run) >= 990]
+      for method, runs in target.items()}
+  found = [
+      step for method, steps in first.items() for step in steps
+      if method != 'scratch' and 'meta' not in method]
+  assert len(found) == len(transfer)
+  assert (
+      f'All {len(found)} have an evaluation of 990 or more within '
+      f'{min(found):,} to {max(found):,} steps; from scratch '
+      f'{len(first["scratch"])} of {len(scratch)} do, after '
+      f'{min(first["scratch"]):,} to {max(first["scratch"]):,}') in page
+
+
+def test_meta_models_came_out_as_the_page_says():
+  page = one_line('results/second_study/README.md')
+  target = first_target()
+  mean = statistics.fmean(overall(target['scratch']))
+  for form in ('encoder', 'frozen'):
+    assert sum(run < mean for run in overall(target[f'meta-{form}'])) == 1
+  assert f'below the mean of scratch ({mean:.0f})' in page
+  transfer = fractional_and_full(target)
+  meta = [
+      run for form in second.FORMS for run in overall(target[f'meta-{form}'])]
+  above = sum(run > max(meta) for run in transfer)
+  assert f'{above} of those {len(transfer)} runs have more than' in page
+  assert f'the best of its {len(meta)} ({max(meta):.0f})' in page
+
+
+def test_frozen_autoencoders_came_out_as_the_forecast_says():
+  page = one_line('docs/forecast.md')
+  target = first_target()
+  frozen, scratch = overall(target['meta-frozen']), overall(target['scratch'])
+  above = sum(run > sorted(scratch)[-2] for run in frozen)
+  assert f'{above} of the {len(frozen)} runs with a frozen' in page
+  assert f'than {len(scratch) - 1} of the {len(scratch)} from scratch' in page
+  assert min(frozen) < statistics.fmean(scratch)
+  worst = [*target['meta-frozen']][frozen.index(min(frozen))]
+  measured = {
+      row['source']: row['measures']['image_r2'] for row in json.loads(
+          (ROOT / 'results/forecast/measures.json').read_text())
+      if row['edition'] == 'second' and row['target'] == second.SPARSE
+      and 'reward-pole' in row['source']}
+  lowest = min(measured, key=measured.get)
+  assert lowest.endswith(f'/{second.SEEDS[worst]}')
+  assert f'of the five ({measured[lowest]:.2f})' in page
+
+
+def test_findings_stand_in_the_pages():
+  page = one_line('results/second_study/README.md')
+  rows = {
+      row['method']: row
+      for row in read_csv(ROOT / 'results/second_study/findings.csv')
+      if row['task'] == second.SPARSE}
+  for method, row in rows.items():
+    number = {
+        name: float(text) for name, text in row.items()
+        if name.startswith(('area', 'final')) or name == 'p_corrected'}
+    words = [
+        f'{number[name]:{form}} [{number[name + "_low"]:{form}}, '
+        f'{number[name + "_high"]:{form}}]'
+        for name, form in (('area_ratio', '.2f'), ('final_difference', '.0f'))]
+    assert ' | '.join([
+        f'| {second.LABELS[method]}', *words, f'{number["p_corrected"]:.2g}',
+        f'{row["finding"]} |']) in page
+  helped = [
+      method for method, row in rows.items() if row['finding'] == 'helps']
+  assert not any('harm' in row['finding'] for row in rows.values())
+  words = dict(enumerate(WORDS))
+  assert f'{words[len(helped)].title()} of the {words[len(rows)]} help' in page
+  ratios = [
+      float(rows[method]['area_ratio']) for method in helped
+      if 'meta' not in method]
+  meta = float(rows['meta-trained']['area_ratio'])
+  assert set(helped) == {
+      'meta-trained', 'full',
+      *(f'fractional-{factor}' for factor in second.FACTORS)}
+  assert f'of {min(ratios):.1f} to {max(ratios):.1f}' in one_line(
+      'results/README.md')
+  assert f'({min(ratios):.1f} to {max(ratios):.1f})' in one_line(
+      'docs/transfer.md')
+  for path in ('README.md', 'docs/transfer.md'):
+    assert f'meta-model transfer {meta:.1f} times' in one_line(path)
+    assert round(statistics.fmean(ratios)) == 4
+    assert 'four times the area' in one_line(path)
 
 
 def test_sources_learned_what_the_page_says():
@@ -362,10 +469,15 @@ def test_sources_learned_what_the_page_says():
   balance, pole = (
       [score >= second.COMPETENT[task] for score in rows[task]]
       for task in second.SOURCES)
-  words = dict(enumerate(('none', 'one', 'two', 'three', 'four', 'five')))
+  assert {
+      row['learned'] for row in read_csv(out / 'sources.csv')
+      if row['source'].startswith('reward-')} == {'5 of 5'}
+  assert 'All ten agents that give reward models have.' in ' '.join(page.split())
+  words = dict(enumerate(WORDS))
   page = ' '.join(page.split())
   assert (
-      f'Of the {words[len(balance)]} sources, {words[sum(balance)]} have' in page)
+      f'Of the {words[len(balance)]} shared sources, {words[sum(balance)]} have'
+      in page)
   assert f'and {words[sum(pole)]} InvertedPendulum' in page
   both = [left and right for left, right in zip(balance, pole, strict=True)]
   assert f'{words[sum(both)]} of them both' in page
