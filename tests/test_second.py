@@ -320,6 +320,11 @@ def test_pages_say_how_many_runs_are_there():
   number = sum(map(keeping.recorded, found))
   page = ' '.join((out / 'README.md').read_text().split())
   assert f'{number} of its {len(found)} runs are there' in page
+  number_of = {
+      task: sum(keeping.recorded(run) for run in targets(found)
+                if f'/{task}/' in run.name) for task in second.TARGETS}
+  assert f'{second.HOPPER}, has {number_of[second.HOPPER]} runs' in page
+  assert not number_of[second.PENDULUM] and 'the second has none.' in page
   page = ' '.join((ROOT / 'results/README.md').read_text().split())
   assert f'has {number} of its {len(found)} runs so far' in page
 
