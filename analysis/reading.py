@@ -248,8 +248,12 @@ def name_methods(curves, indirs=(), merge=(), group_by='flags'):
   table = flag_table(curves)
   merged = [key for key in table if any(
       re.fullmatch(pattern, key) for pattern in merge)]
+  # Those of all scripts, since runs that have them may be missing.
+  known = {
+      key for flags in map(_flags, options.SCRIPTS) for key in flags.plain()
+      if flags.method(key)}
   for pattern in merge:
-    if not any(re.fullmatch(pattern, key) for key in table):
+    if not any(re.fullmatch(pattern, key) for key in {*known, *table}):
       raise terminal.UserError(
           f"--merge '{pattern}' fits no flag that tells methods apart; those "
           f'that differ are {", ".join(_varying(table)) or "none"}.')

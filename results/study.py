@@ -128,7 +128,10 @@ def all_runs(logdir, out):
 
 
 def drawings(out):
-  """The arguments of plotting.py for each folder of figures."""
+  """The arguments of plotting.py for each folder of figures.
+
+  What is not kept is left out, and so is a folder with nothing to compare.
+  """
   runs = out / 'runs'
   first, (broken, changed) = next(iter(TARGETS)), next(iter(BROKEN.items()))
   (flag, value), = changed.items()
@@ -143,31 +146,45 @@ def drawings(out):
   parts = [
       word for kind, freeze in kinds.items()
       for word in (f'FTL ω=0 freeze={freeze}', f'Autoencoder, {kind}')]
-  targets = (
-      [runs / task for task in TARGETS], *merge, '--transfer-report',
-      '--methods', f'^dreamer$|ω=({factors}|1)$|^MMTL', '--labels', *scratch,
-      'FTL ω=1', 'Full transfer', *meta)
 
-  def plot(folder, indirs, *words):
+  def compared(tasks, *methods):
+    """The tasks with runs from scratch and of one of these methods."""
     return [
-        '--indir', *map(str, indirs), '--outdir', str(out / 'figures' / folder),
-        '--subdir', 'False', '--aggregate', 'iqm', '--bins',
-        str(max(least // 10, FLAGS['eval_every'])), *words]
+        task for task in tasks if (runs / task / 'scratch').is_dir()
+        and any(path for name in methods for path in (runs / task).glob(name))]
 
-  return [
-      plot('targets', *targets),
-      plot('first_stage', *targets, '--until', str(least)),
-      plot('omega', [runs / first], *merge, '--transfer-report', '--methods',
-           '^dreamer$|ω=0'),
-      plot('sources', [runs / name for name in ('sources', *SOURCES)],
-           *merge),
-      plot('broken', [runs / broken / 'scratch', runs / 'ablation' / broken],
-           '--labels', f'dreamer {flag}=', 'Dreamer',
-           f'dreamer {flag}={value}', 'Broken on purpose'),
-      plot('autoencoder',
-           [runs / puzzle / name for name in ('scratch', 'meta-model')] +
-           [runs / 'autoencoder' / puzzle], *merge, '--transfer-report',
-           '--labels', *scratch, *meta, *parts)]
+  def plot(folder, names, *words, baseline=None):
+    """One command in a list, which is empty without runs to draw."""
+    found = [name for name in names if (runs / name).is_dir()]
+    if baseline:
+      found = [baseline, *found] if found and (runs / baseline).is_dir() else []
+    return found and [[
+        '--indir', *(str(runs / name) for name in found), '--outdir',
+        str(out / 'figures' / folder), '--subdir', 'False', '--aggregate',
+        'iqm', '--bins', str(max(least // 10, FLAGS['eval_every'])), *words]]
+
+  targets = (
+      compared(TARGETS, *(f'fractional-{factor}' for factor in shared), 'full',
+               'meta-model'),
+      *merge, '--transfer-report', '--methods',
+      f'^dreamer$|ω=({factors}|1)$|^MMTL', '--labels', *scratch, 'FTL ω=1',
+      'Full transfer', *meta)
+  found = [
+      *plot('targets', *targets),
+      *plot('first_stage', *targets, '--until', str(least)),
+      *plot('omega', compared([first], 'fractional-*'), *merge,
+            '--transfer-report', '--methods', '^dreamer$|ω=0'),
+      *plot('sources', ['sources', *SOURCES], *merge),
+      *plot('broken', [f'ablation/{broken}'], '--labels', f'dreamer {flag}=',
+            'Dreamer', f'dreamer {flag}={value}', 'Broken on purpose',
+            baseline=f'{broken}/scratch'),
+      *plot('autoencoder', [f'{puzzle}/meta-model', f'autoencoder/{puzzle}'],
+            *merge, '--transfer-report', '--labels', *scratch, *meta, *parts,
+            baseline=f'{puzzle}/scratch')]
+  if not found:
+    raise terminal.UserError(
+        f'{out} has no runs to compare yet: make study runs them.')
+  return found
 
 
 if __name__ == '__main__':

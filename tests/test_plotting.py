@@ -275,6 +275,17 @@ def test_merged_flags_are_named(tmp_path, capsys):
     reading.load([tmp_path], merge=['sauce'])
 
 
+def test_flags_that_no_run_has_may_be_merged(tmp_path, capsys):
+  """The same command draws what is there before runs with transfer are."""
+  write_run(tmp_path / 'a', [1, 2], config=dict(
+      task='Hop', seed=0, script='dreamer.py'))
+  curve, = reading.load([tmp_path], merge=['source|encoder|meta.'])
+  assert curve.method == 'dreamer'
+  assert not capsys.readouterr().err
+  with pytest.raises(terminal.UserError, match="'logdir' fits no flag"):
+    reading.load([tmp_path], merge=['logdir'])
+
+
 def meta_model(folder, seed=0, **flags):
   return write_run(folder, [1, 2], config=dict(
       task1='Hop', seed=seed, n_meta=2, script='dreamer-MMTL.py', **flags))

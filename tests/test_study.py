@@ -1,10 +1,12 @@
 """The driver of the study: its commands, their order, stops, and results."""
 
+import fnmatch
 import json
 import os
 import pathlib
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -660,6 +662,35 @@ def test_draw(results):
       'MMTL N=2']
   rows = read_csv(figures / 'sources' / 'scores.csv')
   assert {row['task'] for row in rows} >= set(study.SOURCES)
+
+
+def test_part_of_the_study_is_drawn(results):
+  out, runs = results
+
+  def drawn(*names):
+    """The folders of figures with only these runs kept."""
+    shutil.rmtree(out / 'runs')
+    shutil.rmtree(out / 'figures', ignore_errors=True)
+    for run in runs:
+      if any(fnmatch.fnmatch(run.name, name) for name in names):
+        keeping.keep(run)
+    assert study.main(['--do', 'draw', '--out', str(out)]) == 0
+    return {path.name for path in (out / 'figures').iterdir()}
+
+  assert drawn('sources/*') == {'sources'}
+  assert drawn(f'{HOPPER}/*') == {'targets', 'first_stage'}
+  table = read_csv(out / 'figures/targets/transfer.csv')
+  assert {row['task'] for row in table} == {HOPPER}
+  assert drawn(f'{BALANCE}/scratch/*', f'{BALANCE}/fractional-0.1/*') == {
+      'omega'}
+  assert drawn(
+      f'{BALANCE}/scratch/*', f'{BALANCE}/fractional-0.2/*',
+      f'{BALANCE}/meta-model/*') == {
+          'targets', 'first_stage', 'omega', 'autoencoder'}
+  assert drawn(f'{BALANCE}/scratch/*', 'ablation/*') == {'broken'}
+  # Nothing has runs from scratch beside it.
+  with pytest.raises(terminal.UserError, match='no runs to compare yet'):
+    drawn(f'{BALANCE}/full/*', 'ablation/*', 'autoencoder/*')
 
 
 def test_readme_tells_what_is_run():
