@@ -318,11 +318,10 @@ def test_pages_say_how_many_runs_are_there():
   number = sum(map(keeping.recorded, found))
   page = one_line('results/second_study/README.md')
   assert f'{number} of its {len(found)} runs are there' in page
-  number_of = {
-      task: sum(keeping.recorded(run) for run in targets(found)
-                if f'/{task}/' in run.name) for task in second.TARGETS}
-  assert f'{second.HOPPER}, has {number_of[second.HOPPER]} runs' in page
-  assert not number_of[second.PENDULUM] and 'the second has none.' in page
+  rest = sum(
+      keeping.recorded(run) for run in targets(found)
+      if f'/{second.PENDULUM}/' in run.name)
+  assert f'target, {second.PENDULUM}, has {rest or "no"} runs' in page
   page = one_line('results/README.md')
   assert f'has {number} of its {len(found)} runs so far' in page
 
@@ -342,10 +341,10 @@ def test_figures_are_drawn_from_these_runs(tmp_path):
     assert (stored / path.relative_to(out)).stat().st_size > 5000
 
 
-def first_target():
-  """`{method: {seed: {step: return of an evaluation}}}` of the first target."""
+def evaluations(task):
+  """`{method: {seed: {step: return of an evaluation}}}` of a target."""
   found = {}
-  runs = ROOT / 'results/second_study/runs/targets' / second.SPARSE
+  runs = ROOT / 'results/second_study/runs/targets' / task
   for path in runs.glob('*/*/metrics.jsonl'):
     method, seed = path.parts[-3:-1]
     found.setdefault(method, {})[int(seed)] = {
@@ -367,7 +366,7 @@ def fractional_and_full(target):
 
 def test_first_target_came_out_as_the_page_says():
   page = one_line('results/second_study/README.md')
-  target = first_target()
+  target = evaluations(second.SPARSE)
   transfer, scratch = fractional_and_full(target), overall(target['scratch'])
   assert min(transfer) > max(scratch)
   assert f'Each of these {len(transfer)} runs has' in page
@@ -392,7 +391,7 @@ def test_first_target_came_out_as_the_page_says():
 
 def test_meta_models_came_out_as_the_page_says():
   page = one_line('results/second_study/README.md')
-  target = first_target()
+  target = evaluations(second.SPARSE)
   mean = statistics.fmean(overall(target['scratch']))
   for form in ('encoder', 'frozen'):
     assert sum(run < mean for run in overall(target[f'meta-{form}'])) == 1
@@ -407,7 +406,7 @@ def test_meta_models_came_out_as_the_page_says():
 
 def test_frozen_autoencoders_came_out_as_the_forecast_says():
   page = one_line('docs/forecast.md')
-  target = first_target()
+  target = evaluations(second.SPARSE)
   frozen, scratch = overall(target['meta-frozen']), overall(target['scratch'])
   above = sum(run > sorted(scratch)[-2] for run in frozen)
   assert f'{above} of the {len(frozen)} runs with a frozen' in page
@@ -424,31 +423,92 @@ def test_frozen_autoencoders_came_out_as_the_forecast_says():
   assert f'of the five ({measured[lowest]:.2f})' in page
 
 
-def test_findings_stand_in_the_pages():
+def test_hopper_came_out_as_the_page_says():
   page = one_line('results/second_study/README.md')
-  rows = {
-      row['method']: row
-      for row in read_csv(ROOT / 'results/second_study/findings.csv')
-      if row['task'] == second.SPARSE}
-  for method, row in rows.items():
-    number = {
-        name: float(text) for name, text in row.items()
-        if name.startswith(('area', 'final')) or name == 'p_corrected'}
-    words = [
-        f'{number[name]:{form}} [{number[name + "_low"]:{form}}, '
-        f'{number[name + "_high"]:{form}}]'
-        for name, form in (('area_ratio', '.2f'), ('final_difference', '.0f'))]
-    assert ' | '.join([
-        f'| {second.LABELS[method]}', *words, f'{number["p_corrected"]:.2g}',
-        f'{row["finding"]} |']) in page
+  target = evaluations(second.HOPPER)
+  frozen, scratch = overall(target['meta-frozen']), overall(target['scratch'])
+  *low, _ = sorted(frozen)
+  assert max(low) < min(scratch)
+  assert (
+      f'{WORDS[len(low)].title()} of its {WORDS[len(frozen)]} runs have a lower '
+      f'mean of their evaluations ({max(low):.0f} or below) than each of the '
+      f'{len(scratch)} from scratch ({min(scratch):.0f} or above)') in page
+  best = max(max(run.values()) for run in target['meta-frozen'].values())
+  others = sum(max(run.values()) >= 500 for run in target['scratch'].values())
+  assert (
+      f'no evaluation of the {WORDS[len(frozen)]} is above {best:.0f}; {others} '
+      f'of {len(scratch)} from scratch have one of 500 or more') in page
+  assert f'(means of {min(scratch):.0f} to {max(scratch):.0f})' in page
+
+
+def test_frozen_autoencoders_were_measured_as_the_page_says():
+  """The line at the start of each run with one."""
+  page = one_line('results/second_study/README.md')
+  cart, hopper = (
+      {
+          int(path.parent.name): row['image_r2']
+          for path in (ROOT / 'results/second_study/runs/targets' / task).glob(
+              'meta-frozen/*/metrics.jsonl')
+          for row in keeping.rows(path) if 'image_r2' in row}
+      for task in (second.SPARSE, second.HOPPER))
+  assert len(cart) == len(hopper) == len(second.SEEDS)
+  worst, *rest = sorted(cart, key=cart.get)
+  target = evaluations(second.SPARSE)
+  _, *scratch = sorted(overall(target['scratch']), reverse=True)
+  mean = statistics.fmean(overall(target['scratch']))
+  score = dict(zip(target['meta-frozen'], overall(target['meta-frozen'])))
+  assert score[worst] < mean and all(score[seed] > scratch[0] for seed in rest)
+  assert (
+      f'its image_r2 is {cart[rest[0]]:.2f} to {cart[rest[-1]]:.2f} in '
+      f'{WORDS[len(rest)]} of the {WORDS[len(cart)]} runs with a frozen '
+      f'autoencoder on the cart pole, all better than {len(scratch)} of '
+      f'{len(scratch) + 1} from scratch, {cart[worst]:.2f} in the fifth, which '
+      f'is worse than their mean, and {min(hopper.values()):.2f} to '
+      f'{max(hopper.values()):.2f} on Hopper') in page
+
+
+# What tables call the targets.
+SHORT = {second.SPARSE: 'cart pole, sparse', second.HOPPER: 'Hopper'}
+
+
+@pytest.fixture(scope='module')
+def found():
+  """`{target: {method: row}}` of the findings, with numbers as such."""
+  table = {}
+  for row in read_csv(ROOT / 'results/second_study/findings.csv'):
+    row = {
+        name: float(text) if name.startswith(('area', 'final', 'p_')) else text
+        for name, text in row.items()}
+    table.setdefault(row['task'], {})[row['method']] = row
+  return table
+
+
+def test_findings_stand_in_the_page(found):
+  page = one_line('results/second_study/README.md')
+  for task, rows in found.items():
+    for method, row in rows.items():
+      if row['finding'] == 'runs missing':
+        continue
+      words = [
+          f'{row[name]:{form}} [{row[name + "_low"]:{form}}, '
+          f'{row[name + "_high"]:{form}}]'
+          for name, form in (
+              ('area_ratio', '.2f'), ('final_difference', '.0f'))]
+      assert ' | '.join([
+          f'| {SHORT[task]}', second.LABELS[method], *words,
+          f'{row["p_corrected"]:.2g}', f'{row["finding"]} |']) in page
+
+
+def test_where_the_robot_is_known_most_methods_help(found):
+  page = one_line('results/second_study/README.md')
+  rows = found[second.SPARSE]
   helped = [
       method for method, row in rows.items() if row['finding'] == 'helps']
   assert not any('harm' in row['finding'] for row in rows.values())
-  assert f'{WORDS[len(helped)].title()} of the {WORDS[len(rows)]} help' in page
+  assert f'{WORDS[len(helped)]} of {WORDS[len(rows)]} methods help' in page
   ratios = [
-      float(rows[method]['area_ratio']) for method in helped
-      if 'meta' not in method]
-  meta = float(rows['meta-trained']['area_ratio'])
+      rows[method]['area_ratio'] for method in helped if 'meta' not in method]
+  meta = rows['meta-trained']['area_ratio']
   assert set(helped) == {
       'meta-trained', 'full',
       *(f'fractional-{factor}' for factor in second.FACTORS)}
@@ -456,7 +516,53 @@ def test_findings_stand_in_the_pages():
   assert {round(ratio) for ratio in ratios} == {4}
   assert 'four times the area' in one_line('README.md')
   assert f'meta-model transfer {meta:.1f} times' in one_line('README.md')
-  assert f'trained on, {meta:.1f} times;' in page
+  assert f'trained on, {meta:.1f} times,' in page
+
+
+def test_where_it_is_not_only_a_frozen_autoencoder_is_decided(found):
+  page = one_line('results/second_study/README.md')
+  rows = found[second.HOPPER]
+  frozen = rows['meta-frozen']
+  assert frozen['finding'] == 'harms' and round(frozen['area_ratio'], 1) == 0.1
+  for path in ('README.md', 'docs/transfer.md', 'docs/forecast.md'):
+    assert 'a tenth of the area' in one_line(path)
+  assert rows['meta-encoder']['finding'] == 'undecided, a hint of harm'
+  for form in ('encoder', 'trained'):
+    assert rows[f'meta-{form}']['area_ratio_low'] > frozen['area_ratio_high']
+  assert {
+      row['finding'] for method, row in rows.items()
+      if method not in ('meta-encoder', 'meta-frozen')} == {'undecided'}
+  others = [row for method, row in rows.items() if 'meta' not in method]
+  ratios = [row['area_ratio'] for row in others]
+  low = min(row['area_ratio_low'] for row in others)
+  high = max(row['area_ratio_high'] for row in others)
+  assert (
+      f'area ratios of {min(ratios):.2f} to {max(ratios):.2f}, with intervals '
+      f'from {low:.2f} to {high:.2f}') in page
+  known = [
+      row['area_ratio'] for method, row in found[second.SPARSE].items()
+      if 'meta' not in method]
+  assert (
+      f'{min(known):.2f} to {max(known):.2f} times the area of scratch on the '
+      f'sparse task, {min(ratios):.2f} to {max(ratios):.2f} times on Hopper'
+      ) in one_line('docs/forecast.md')
+
+
+def test_reason_of_harm_is_as_the_page_says(found):
+  page = one_line('results/second_study/README.md')
+  cart, hopper = (
+      {form: found[task][f'meta-{form}']['area_ratio'] for form in second.FORMS}
+      for task in (second.SPARSE, second.HOPPER))
+  assert (
+      f'has {cart["frozen"]:.2f} times the area of scratch where it has seen the '
+      f'robot, and {hopper["frozen"]:.2f} times where it has not') in page
+  assert (
+      f'have {min(cart.values()):.2f} to {max(cart.values()):.2f} times the '
+      f'area; where it has not, {hopper["frozen"]:.2f} times with a frozen '
+      f'decoder, {hopper["encoder"]:.2f} with a fresh one and '
+      f'{hopper["trained"]:.2f} with one that is trained on') in page
+  for ratios in (cart, hopper):
+    assert max(ratios, key=ratios.get) == 'trained'
 
 
 def test_sources_learned_what_the_page_says():
