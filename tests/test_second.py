@@ -14,7 +14,7 @@ import pytest
 from common import terminal
 from data import checkpoints
 import dreamer
-from results import keeping, second
+from results import keeping, second, study
 import running
 from running import read_csv, write_run
 
@@ -563,6 +563,8 @@ def test_reason_of_harm_is_as_the_page_says(found):
       f'{hopper["trained"]:.2f} with one that is trained on') in page
   for ratios in (cart, hopper):
     assert max(ratios, key=ratios.get) == 'trained'
+  assert f'these {second.STEPS[second.HOPPER]:,}. In the first study' in page
+  assert f'Hopper had {study.STEPS[second.HOPPER]:,}, and a frozen' in page
 
 
 def test_sources_learned_what_the_page_says():
