@@ -248,7 +248,7 @@ def name_methods(curves, indirs=(), merge=(), group_by='flags'):
   table = flag_table(curves)
   merged = [key for key in table if any(
       re.fullmatch(pattern, key) for pattern in merge)]
-  # Those of all scripts, since runs that have them may be missing.
+  # Flags of all scripts count: runs that have them may not be there yet.
   known = {
       key for flags in map(_flags, options.SCRIPTS) for key in flags.plain()
       if flags.method(key)}

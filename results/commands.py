@@ -282,8 +282,17 @@ def last_words(run):
   return '\n'.join([f'{run.output} ends with', *lines[-8:]])
 
 
-def draw(commands):
-  """Runs plotting.py; returns the exit status."""
+def draw(commands, out):
+  """Runs plotting.py for each of these; returns the exit status.
+
+  Args:
+    commands: lists of arguments; none is an error.
+    out: where the runs are kept that they draw.
+  """
+  if not commands:
+    raise terminal.UserError(
+        f'{out} has no runs to compare yet: the same command without --do draw '
+        'makes them.')
   statuses = []
   for words in commands:
     terminal.say('\n' + shlex.join(['python3', 'plotting.py', *words]))

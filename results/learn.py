@@ -176,7 +176,7 @@ def draw(out):
       '--subdir', 'False', '--aggregate', 'none', '--bins',
       str(FLAGS['eval_every']), '--baselines', 'curve', '--labels', 'dreamer',
       f'Dreamer, --preset {FLAGS["preset"]}', '--cols', str(min(4, len(tasks))),
-      '--tasks', *(f'^{re.escape(task)}$' for task in tasks)]])
+      '--tasks', *(f'^{re.escape(task)}$' for task in tasks)]], out)
 
 
 def table_row(row, runs):

@@ -98,7 +98,7 @@ def main(argv):
     return trial(config)
   if config.do == 'draw':
     draw_sources(runs, config.out)
-    status = commands.draw(drawings(config.out))
+    status = commands.draw(drawings(config.out), config.out)
     draw_findings(runs, config.out)
     return status
   chosen = commands.select(runs, config.only)
@@ -300,13 +300,9 @@ def drawings(out):
 
   singles = [name for name in LABELS if name.startswith('single-')]
   others = [name for name in LABELS if name not in singles]
-  found = [
+  return [
       *plot('targets', TARGETS, 'scratch', others, '--profiles'),
       *plot('single', SINGLES, f'fractional-{FACTOR}', singles)]
-  if not found:
-    raise terminal.UserError(
-        f'{out} has no runs to compare yet: make second runs them.')
-  return found
 
 
 def trial(config):
@@ -328,7 +324,7 @@ def trial(config):
   status = commands.work(runs, config, 'try') or commands.draw([[
       '--indir', str(logdir / TRIAL_TASK), '--outdir', str(config.plots),
       '--subdir', 'False', '--bins', str(FLAGS['eval_every']), '--labels',
-      'dreamer', 'Scratch', 'FTL ω=1', 'Full transfer']])
+      'dreamer', 'Scratch', 'FTL ω=1', 'Full transfer']], logdir)
   for run in [] if status else runs:
     film = run.results / keeping.FILM
     if film.exists():

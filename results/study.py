@@ -55,7 +55,7 @@ def main(argv):
   config = define_config().command(argv, __doc__)
   runs = all_runs(config.logdir, config.out)
   if config.do == 'draw':
-    return commands.draw(drawings(config.out))
+    return commands.draw(drawings(config.out), config.out)
   chosen = commands.select(runs, config.only)
   return commands.follow(chosen, config, 'study', runs)
 
@@ -155,11 +155,11 @@ def drawings(out):
 
   def plot(folder, names, *words, baseline=None):
     """One command in a list, which is empty without runs to draw."""
-    found = [name for name in names if (runs / name).is_dir()]
+    kept = [name for name in names if (runs / name).is_dir()]
     if baseline:
-      found = [baseline, *found] if found and (runs / baseline).is_dir() else []
-    return found and [[
-        '--indir', *(str(runs / name) for name in found), '--outdir',
+      kept = [baseline, *kept] if kept and (runs / baseline).is_dir() else []
+    return kept and [[
+        '--indir', *(str(runs / name) for name in kept), '--outdir',
         str(out / 'figures' / folder), '--subdir', 'False', '--aggregate',
         'iqm', '--bins', str(max(least // 10, FLAGS['eval_every'])), *words]]
 
@@ -169,7 +169,7 @@ def drawings(out):
       *merge, '--transfer-report', '--methods',
       f'^dreamer$|ω=({factors}|1)$|^MMTL', '--labels', *scratch, 'FTL ω=1',
       'Full transfer', *meta)
-  found = [
+  return [
       *plot('targets', *targets),
       *plot('first_stage', *targets, '--until', str(least)),
       *plot('omega', compared([first], 'fractional-*'), *merge,
@@ -181,10 +181,6 @@ def drawings(out):
       *plot('autoencoder', [f'{puzzle}/meta-model', f'autoencoder/{puzzle}'],
             *merge, '--transfer-report', '--labels', *scratch, *meta, *parts,
             baseline=f'{puzzle}/scratch')]
-  if not found:
-    raise terminal.UserError(
-        f'{out} has no runs to compare yet: make study runs them.')
-  return found
 
 
 if __name__ == '__main__':

@@ -625,7 +625,7 @@ def test_drawing_that_was_killed_has_failed(codes, status, monkeypatch):
   monkeypatch.setattr(
       commands.subprocess, 'run',
       lambda words: subprocess.CompletedProcess(words, left.pop(0)))
-  assert commands.draw([['--indir', 'x'], ['--indir', 'y']]) == status
+  assert commands.draw([['--indir', 'x'], ['--indir', 'y']], 'out') == status
 
 
 def test_draw(results):
