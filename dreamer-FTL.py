@@ -62,6 +62,7 @@ class FractionalTransfer(dreamer.Dreamer):
     source = transfer.read_agent(path, config)
     agent = cls(
         config, action_dim, rssm_act=saving.built(source)['rssm_act'])
+    agent.records = transfer.hashes({'source': source['variables']})
     agent._transfer(path, source['variables'])
     return agent.checked()
 
@@ -82,8 +83,11 @@ class FractionalTransfer(dreamer.Dreamer):
             fresh[name] + np.float32(c.transfer_factor) * source[name]),
         'copy': lambda name: source[name]}
     self.assign(whole({name: values[rules[name]](name) for name in fresh}))
+    own = Logdir(c.logdir)  # Its checkpoint is put aside when the run begins.
     self.report = transfer.report(
-        f'Transfer from {path}', rules, fresh, self.frozen, c.transfer_factor)
+        f'Transfer from {own.source if path == own.checkpoint else path}',
+        rules, fresh, lambda name: self.frozen(variable_of(name)),
+        c.transfer_factor)
 
   def begin(self, logdir):
     """Puts what lies in the place of this run's checkpoint aside."""
@@ -129,6 +133,11 @@ def parts(values):
     values[f'{IMG1}/stoch'] = kernel[:stoch]
     values[f'{IMG1}/action'] = kernel[stoch:]
   return values
+
+
+def variable_of(part):
+  """The name of the variable that a name in `parts` belongs to."""
+  return IMG1 if part.startswith(f'{IMG1}/') else part
 
 
 def whole(values):

@@ -71,9 +71,11 @@ class MetaModel(dreamer.Dreamer):
     if 'decoder' not in files:
       found = 'taken over' if config.decoder == 'none' else 'found'
       lines.append(f'no decoder was {found}: it is trained')
-    agent.records = {'decoder_used': (
-        'fresh' if 'decoder' not in given else
-        'frozen' if 'decoder' in frozen else 'copied')}
+    agent.records = {
+        'decoder_used': (
+            'fresh' if 'decoder' not in given else
+            'frozen' if 'decoder' in frozen else 'copied'),
+        **hashes(files, given)}
     agent.report = transfer.report(
         '\n'.join(lines), {
             name: 'copy' if layers.module_of(name) in given else 'reset'
@@ -89,8 +91,8 @@ class MetaModel(dreamer.Dreamer):
     if 'decoder' in checkpoint['frozen']:
       if not config.freeze_decoder:
         frozen = [name for name in checkpoint['frozen'] if name != 'decoder']
-        checkpoint = dict(
-            checkpoint, frozen=frozen, records={'decoder_used': 'copied'})
+        checkpoint = dict(checkpoint, frozen=frozen, records={
+            **checkpoint.get('records', {}), 'decoder_used': 'copied'})
     elif config.freeze_decoder and used == 'copied':
       raise terminal.UserError(
           'this run has trained its decoder, so that it cannot be frozen: '
@@ -132,6 +134,16 @@ def read_modules(config):
     files['decoder'] = decoder
     given['decoder'] = transfer.read_module(decoder, 'decoder', config)
   return files, given
+
+
+def hashes(files, given):
+  """Hashes by flag, one for an encoder and a decoder of the same file."""
+  found = {
+      module.replace('reward/source', 'meta'): arrays
+      for module, arrays in given.items()}
+  if files.get('decoder') == files['encoder']:
+    found['encoder'] = {**found['encoder'], **found.pop('decoder')}
+  return transfer.hashes(found)
 
 
 def find_decoder(encoder, config):

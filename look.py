@@ -37,7 +37,7 @@ if __name__ == '__main__':
 from matplotlib import figure as mpl_figure
 import numpy as np
 
-from analysis import agents, style
+from analysis import agents, reading, style
 from common import terminal
 from common.backend import tf
 from data import episodes
@@ -92,9 +92,6 @@ def find_episode(source, agent, tasks, config):
   wrappers.check_task(task)
   terminal.say(f'there are no episodes in {folder}: one of {task} is played')
   episode, _ = next(agents.play(agent, task, config.seed))
-  # As in training, tasks with fewer actions get the first ones.
-  width = agent.action_dim - episode['action'].shape[1]
-  episode['action'] = np.pad(episode['action'], ((0, 0), (0, width)))
   return f'the episode played, return {episode["reward"].sum():.2f}', episode
 
 
@@ -159,11 +156,20 @@ def reward_heads(agent):
   heads = {'prediction': agent._reward}
   sources = getattr(agent._reward, 'sources', [])
   if sources:
-    names = transfer.numbered(agent.config, 'meta')
+    names = short_names(transfer.numbered(agent.config, 'meta'))
     heads.update({
-        f'source {pathlib.Path(name).stem}': head
-        for name, head in zip(names, sources)})
+        f'source {name}': head for name, head in zip(names, sources)})
   return heads
+
+
+def short_names(paths):
+  """As many different names, short ones if they can be."""
+  for names in (
+      [pathlib.Path(path).stem for path in paths],
+      reading.without_common_parts(paths)):
+    if len(set(names)) == len(names):
+      return names
+  return [f'{number} {name}' for number, name in enumerate(names, 1)]
 
 
 # Drawing; lengths are in inches.

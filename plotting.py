@@ -324,10 +324,13 @@ def parse(argv):
       if not mpl_colors.is_color_like(word):
         raise terminal.UserError(
             f"{flag}: '{word}' is no colour: write a name or #rrggbb.")
-  if args.tests and not (args.transfer_report or args.profiles):
-    raise terminal.UserError(
-        '--tests adds to the tables of --transfer-report and --profiles: give '
-        'one of them too.')
+  for flag, value, reports in (
+      ('tests', args.tests or None, ['transfer_report', 'profiles']),
+      ('baseline', args.baseline, ['transfer_report', 'profiles']),
+      ('threshold', args.threshold, ['transfer_report'])):
+    if value is not None and not any(getattr(args, name) for name in reports):
+      words = ' or '.join(f'--{name.replace("_", "-")}' for name in reports)
+      raise terminal.UserError(f'--{flag} is for {words}: give it too.')
   if args.baselines:
     args.baselines = published(args.baselines, args.xaxis)
   return args

@@ -1,7 +1,10 @@
 """Shared by the transfer scripts: tasks, files of modules, the report."""
 
+import hashlib
 import math
 import pathlib
+
+import numpy as np
 
 from common import layers, options, terminal
 from data import checkpoints
@@ -114,6 +117,26 @@ def check_activations(path, saved, config, flags):
       raise terminal.UserError(
           f'{path} was trained with --{flag} {saved[flag]}, this run has '
           f'{ours}: give it the same.')
+
+
+def hashes(given):
+  """`{source_sha256: hash}` of the arrays that a run starts from, for records.
+
+  A file that was copied into a log directory, or found there, has no name of
+  its own: the hash tells sources apart, wherever they lie.
+
+  Args:
+    given: `{flag: {variable: array}}`.
+  """
+  found = {}
+  for flag, arrays in given.items():
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+      array = np.ascontiguousarray(arrays[name])
+      digest.update(f'{name} {array.dtype} {array.shape}'.encode())
+      digest.update(array)
+    found[f'{flag}_sha256'] = digest.hexdigest()
+  return found
 
 
 # The report.

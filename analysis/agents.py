@@ -1,6 +1,7 @@
 """Agents to look at: loading them, and playing episodes with them."""
 
 import contextlib
+import functools
 import pathlib
 
 import numpy as np
@@ -53,9 +54,9 @@ def play(agent, task, seed, size=None):
       or None for no pictures.
 
   Yields:
-    A pair of an episode, `image` [T, 64, 64, 3], `action` [T, A] (the task's
-    own), `reward` [T], `discount` [T], and its pictures [T, size, size, 3],
-    which are none after the first.
+    A pair of an episode, `image` [T, 64, 64, 3], `action` [T, A] (all of the
+    agent's, as in training), `reward` [T], `discount` [T], and its pictures
+    [T, size, size, 3], which are none after the first.
 
   Raises:
     UserError: The agent gives other actions than the task takes.
@@ -66,11 +67,9 @@ def play(agent, task, seed, size=None):
 
   def policy(obs, reset, state):
     action, state = agent(obs, reset, state, training=False)
-    return action.numpy()[:, :width], state
+    return action.numpy(), state
 
-  with contextlib.closing(workers.make(
-      'none', task, **settings.environment(agent.config))) as env:
-    width = check_actions(agent, task, env.action_space)
+  with contextlib.closing(make_env(agent, task)) as env:
     camera = Camera(env, size)
     steps = driver.Driver(
         [camera], [seed, 3], lambda _, episode: finished.append(episode),
@@ -83,6 +82,22 @@ def play(agent, task, seed, size=None):
         pictures, camera.size = np.array(camera.frames), None
         camera.frames = []
         yield finished.pop(), pictures
+
+
+def make_env(agent, task):
+  """An environment that takes all actions of the agent, as in training.
+
+  Of those that are more than the task's it passes on the first ones.
+  """
+  make = functools.partial(
+      workers.make, 'none', task, **settings.environment(agent.config))
+  with contextlib.ExitStack() as stack:
+    env = make()
+    stack.callback(env.close)
+    if check_actions(agent, task, env.action_space) == agent.action_dim:
+      stack.pop_all()  # Stays open.
+      return env
+  return make(action_dim=agent.action_dim)
 
 
 class Camera:

@@ -49,7 +49,7 @@ def draw_curves(tasks, width, looks, args):
     known = chosen_baselines(task, args)
     for name, values in known.items():
       sources[name] = draw_baseline(axes, name, values)
-    last = max(curve.xs[-1] for curve in sum(methods.values(), []))
+    last = max(curve.end for curve in sum(methods.values(), []))
     curve = CURVE in (args.baselines or ()) and draw_published(
         axes, task, last)
     if curve:
@@ -251,6 +251,8 @@ def draw_marks(groups, measures, looks, args, below):
         color = looks[row['method']]['color']
         axes.plot([low, high], [place, place], color=color, linewidth=2)
         axes.plot([centre], [place], 'o', color=color, markersize=4.5)
+      draw_unbounded(axes, places, [row[measure] for row in group], [
+          looks[row['method']]['color'] for row in group])
       axes.set_ylim(ends[-1] + 0.1, -1)
       axes.grid(False, axis='y')
       axes.tick_params(axis='y', length=0)
@@ -261,6 +263,18 @@ def draw_marks(groups, measures, looks, args, below):
   texts = [text for group in names for text in group] + headings
   style.arrange(grids.tolist(), heights, texts, below)
   return figure
+
+
+def draw_unbounded(axes, places, estimates, colors):
+  """Intervals with an infinite end, as arrows to the border of a panel."""
+  border = axes.get_xlim()
+  for place, (_, *ends), color in zip(places, estimates, colors):
+    low, high = np.clip(ends, *border)
+    for end, stop, mark in zip(ends, (low, high), '<>'):
+      if np.isinf(end):
+        axes.plot([low, high], [place, place], color=color, linewidth=2)
+        axes.plot([stop], [place], mark, color=color, clip_on=False)
+  axes.set_xlim(border)
 
 
 def draw_profiles(tasks, ranges, looks, args):

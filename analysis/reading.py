@@ -19,11 +19,13 @@ from data.logdir import Logdir, METRICS
 # Records of a run that stand beside its flags.
 _RECORDS = (
     'script', 'run', 'python', 'tensorflow', 'precision_used', 'decoder_used')
+# And the hashes of what it started from, which stand for files' names.
+_HASH = '_sha256'
 # How the names of meta-model runs tell what became of the decoder.
 _DECODERS = {'fresh': ' encoder only', 'copied': ' decoder copied'}
 # Flags that name files of other agents.
 SOURCES = re.compile(r'source|encoder|decoder|meta\d')
-_OMEGA = re.compile(r' ?(?:ω|omega)[=_ ]?(\d*\.?\d+)')
+_OMEGA = re.compile(r' ?(?:ω|omega)[=_ ]?(\d*\.?\d+(?:e[+-]?\d+)?)')
 LONGEST = 28  # characters of a flag's value in a label
 
 
@@ -33,7 +35,9 @@ class Curve:
 
   `method` is the name under which runs are averaged, `label` the same in a few
   words, `kind` what the script did ('dreamer', 'FTL ω=0.2', …), `flags` the
-  values of the flags that tell methods apart, as text.
+  values of the flags that tell methods apart, as text. `end` is the step up to
+  which the curve goes, which of a curve that was cut may lie behind its last
+  value.
   """
 
   task: str
@@ -46,8 +50,10 @@ class Curve:
   kind: str = ''
   label: str = ''
   flags: dict = dataclasses.field(default_factory=dict)
+  end: float = None
 
   def __post_init__(self):
+    self.end = self.xs[-1] if self.end is None else self.end
     self.kind = self.kind or self.method
     self.label = self.label or self.method
 
@@ -286,12 +292,33 @@ def flag_table(curves):
     rows.append({
         _clean(key): _text(value) for key, value in flags.items()
         if tells_apart(key, curve)})
+  for (_, flag), cells in _sources(curves, rows).items():
+    if len({digest for _, digest in cells} - {''}) > 1:
+      for row, digest in cells:
+        row[flag] = ' '.join(filter(None, [row.get(flag), digest[:8]]))
   return pd.DataFrame(rows, dtype=object).astype(object).where(
       lambda frame: frame.notna(), None)
 
 
+def _sources(curves, rows):
+  """`{(name, flag): [(row, hash)]}` of sources that runs call by one name.
+
+  They have none if they lay in the log directory, or above it. Runs of older
+  versions have no hash, ''.
+  """
+  found = collections.defaultdict(list)
+  for curve, row in zip(curves, rows):
+    for flag in filter(SOURCES.fullmatch, curve.config):
+      if tells_apart(flag, curve):
+        found[row.get(flag), flag].append(
+            (row, _clean(curve.config.get(flag + _HASH, ''))))
+  return found
+
+
 def tells_apart(flag, curve):
   """Whether runs that differ in a flag are runs of two methods."""
+  if flag.endswith(_HASH):
+    return False
   if curve.kind == 'scratch' and flag in (
       'source', 'reset', 'scale', 'copy'):  # Unused.
     return False
@@ -422,7 +449,7 @@ def _short_values(values):
   texts = ['' if value is None else value for value in values]
   kinds = {text for text in texts if text}
   if any('/' in text and not re.search(r'[(|^]', text) for text in kinds):
-    short = dict(zip(kinds, _without_common_parts(list(kinds))))
+    short = dict(zip(kinds, without_common_parts(list(kinds))))
     texts = [short.get(text, text) for text in texts]
   cut = [
       text if len(text) <= LONGEST else
@@ -430,7 +457,7 @@ def _short_values(values):
   return cut if len(set(cut)) == len(set(texts)) else texts
 
 
-def _without_common_parts(paths):
+def without_common_parts(paths):
   """Paths as texts, without the folders and endings that all of them share."""
   parts = [list(pathlib.PurePath(path).parts) for path in paths]
   while min(map(len, parts)) > 1 and len({part[0] for part in parts}) == 1:
@@ -443,7 +470,7 @@ def _without_common_parts(paths):
 def _path_names(curves, indirs):
   """Directories of the runs, without seeds and tasks."""
   indirs = [pathlib.Path(indir) for indir in indirs]
-  tops = _without_common_parts([indir.resolve() for indir in indirs])
+  tops = without_common_parts([indir.resolve() for indir in indirs])
   for curve in curves:
     # Of nested directories, the first is the one that led to the run.
     index = next(
@@ -559,4 +586,6 @@ def cut(curve, steps):
   """
   keep = curve.xs <= steps
   keep[0] = True
-  return dataclasses.replace(curve, xs=curve.xs[keep], ys=curve.ys[keep])
+  return dataclasses.replace(
+      curve, xs=curve.xs[keep], ys=curve.ys[keep],
+      end=max(curve.xs[0], min(curve.end, steps)))

@@ -55,7 +55,7 @@ def overall_score(curve):
 
 def final_score(curve):
   """The mean over the evaluations in the last tenth of the steps."""
-  last = curve.xs > 0.9 * curve.xs[-1]
+  last = curve.xs > 0.9 * curve.end
   last[-1] = True
   return curve.ys[last].mean()
 
@@ -153,7 +153,7 @@ def score_rows(tasks, ranges, how):
   """
   rows = []
   for task, methods in tasks.items():
-    ends = [curve.xs[-1] for curves in methods.values() for curve in curves]
+    ends = [curve.end for curves in methods.values() for curve in curves]
     if min(ends) < 0.5 * max(ends):
       terminal.warn(
           f'runs of {task} end after {tables.si(min(ends))} to '
@@ -162,14 +162,14 @@ def score_rows(tasks, ranges, how):
     for method, curves in methods.items():
       rows.append(dict(
           task=task, method=method, runs=len(curves),
-          steps=min(curve.xs[-1] for curve in curves),
+          steps=min(curve.end for curve in curves),
           **{name: summary(how, np.array([score(curve) for curve in curves]))
              for name, score in SCORES}))
   for method in reading.common_methods(tasks):
     groups = [methods[method] for methods in tasks.values()]
     row = dict(
         task='all, normalised', method=method, runs=sum(map(len, groups)),
-        steps=min(curve.xs[-1] for group in groups for curve in group))
+        steps=min(curve.end for group in groups for curve in group))
     for name, score in SCORES:
       row[name] = summary(how, *[
           np.array([normalise(score(curve), ranges[task]) for curve in group])
@@ -239,7 +239,7 @@ def transfer_rows(
           scratch_runs=len(scratch),
           **compare(curves, scratch, width, threshold, tested))
       rows.append(row)
-      if row['steps'] < 0.5 * max(c.xs[-1] for c in curves + scratch):
+      if row['steps'] < 0.5 * max(c.end for c in curves + scratch):
         _warn_of_length([method, against], task, row['steps'])
   if tested:
     correct(rows)
@@ -334,9 +334,10 @@ def area_ratios(curves, scratch, width):
 
 def _comparable(curves, scratch, width):
   """The curves of both up to the same step, that step, and their floor."""
-  steps = min(curve.xs[-1] for curve in curves + scratch)
-  ours = [reading.cut(curve, steps) for curve in curves]
-  theirs = [reading.cut(curve, steps) for curve in scratch]
+  limit = common_steps(curves + scratch)
+  ours = [reading.cut(curve, limit) for curve in curves]
+  theirs = [reading.cut(curve, limit) for curve in scratch]
+  steps = min(curve.end for curve in ours + theirs)
   floor = min(0.0, np.nanmin(aligned(theirs, width)[1]))
   return ours, theirs, steps, floor
 
@@ -374,7 +375,7 @@ def omega_rows(tasks, baselines):
 
 
 def _start(curve):
-  first = curve.xs <= 0.1 * curve.xs[-1]
+  first = curve.xs <= 0.1 * curve.end
   first[0] = True
   return curve.ys[first].mean()
 
@@ -469,19 +470,24 @@ def improvement_rows(tasks, baseline, tested=False):
 
 
 def equally_long(methods, task):
-  """The curves of a task's `methods {name: [curves]}`, cut to common steps.
-
-  Runs that are at most a twentieth longer than the shortest stay whole: their
-  last evaluations come where an episode ends.
-  """
-  ends = [curve.xs[-1] for curves in methods.values() for curve in curves]
-  steps = min(ends)
-  if max(ends) <= 1.05 * steps:
+  """The curves of a task's `methods {name: [curves]}`, cut to common steps."""
+  steps = common_steps(sum(methods.values(), []))
+  if steps == np.inf:
     return methods
   _warn_of_length(methods, task, steps)
   return {
       name: [reading.cut(curve, steps) for curve in curves]
       for name, curves in methods.items()}
+
+
+def common_steps(curves):
+  """The step where the shortest curve ends; infinite if all are as long.
+
+  So are those that are at most a twentieth longer: their last evaluations come
+  where an episode ends.
+  """
+  ends = [curve.end for curve in curves]
+  return np.inf if max(ends) <= 1.05 * min(ends) else min(ends)
 
 
 def _warn_of_length(methods, task, steps):

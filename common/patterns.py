@@ -34,19 +34,57 @@ def check(flag, pattern, names):
 
 
 def alternatives(pattern):
+  """The pattern with each of its alternatives in turn, and none beside it.
+
+  `^(reward|value)/h` is `^(reward)/h` and `^(value)/h`. Brackets that are
+  repeated, or look ahead or back, stay as they are.
+  """
+  found = []
+  for part in _split(pattern):
+    groups = [
+        (begin, end, _split(part[begin:end])) for begin, end in _groups(part)]
+    found += [
+        part[:begin] + word + part[end:] for begin, end, words in groups
+        for word in words if len(words) > 1] or [part]
+  return found
+
+
+def _split(pattern):
   """The parts of a pattern between the `|` that stand outside of brackets."""
-  parts, depth, escaped, inside = [''], 0, False, False
-  for sign in pattern:
-    if not escaped and not inside:
-      depth += (sign == '(') - (sign == ')')
-      if sign == '|' and not depth:
-        parts.append('')
+  parts, begin = [], 0
+  for index, sign, depth in _signs(pattern):
+    if sign == '|' and not depth:
+      parts.append(pattern[begin:index])
+      begin = index + 1
+  return [*parts, pattern[begin:]]
+
+
+def _groups(pattern):
+  """Where the insides of brackets begin and end."""
+  opened = []
+  for index, sign, _ in _signs(pattern):
+    if sign == '(':
+      opened.append(index + 1)
+    elif sign == ')' and opened:
+      begin = opened.pop()
+      if pattern.startswith('?:', begin):
+        begin += 2
+      elif pattern.startswith('?', begin):
         continue
+      if not pattern.startswith(('*', '+', '?', '{'), index + 1):
+        yield begin, index
+
+
+def _signs(pattern):
+  """`(index, sign, open brackets before it)` of what is no plain character."""
+  depth, escaped, inside = 0, False, False
+  for index, sign in enumerate(pattern):
+    if not escaped and not inside and sign in '(|)':
+      yield index, sign, depth
+      depth += (sign == '(') - (sign == ')')
     if not escaped:
       inside = sign == '[' or inside and sign != ']'
     escaped = sign == '\\' and not escaped
-    parts[-1] += sign
-  return parts
 
 
 def _near(part, names):

@@ -761,6 +761,9 @@ def test_a_pattern_that_fits_nothing_is_an_error(flag):
   with pytest.raises(
       terminal.UserError, match=f"--{flag} '.encoderr/h1'.*encoder/h1"):
     start('^encoderr/h1')
+  start('^(encoder|decoder)/(h1|h5)/kernel')
+  with pytest.raises(terminal.UserError, match=r"part '\^\(decodr\)'.*decoder"):
+    start('^(encoder|decodr)')
   with pytest.raises(terminal.UserError, match="its part 'valeu'.*value"):
     start(r'^actor/(h0|h\d)|valeu')
   with pytest.raises(terminal.UserError, match=f'--{flag}.*expression'):
@@ -779,7 +782,15 @@ def test_patterns_of_a_run_that_goes_on_are_not_judged(tmp_path):
 
 def test_alternatives_of_a_pattern():
   assert patterns.alternatives(r'a(b|c)|[|(]d\||e') == [
-      'a(b|c)', r'[|(]d\|', 'e']
+      'a(b)', 'a(c)', r'[|(]d\|', 'e']
+  # Each beside all of the others: no layer of the encoder is called h5.
+  assert patterns.alternatives('^(encoder|decoder)/(h1|h5)') == [
+      '^(encoder)/(h1|h5)', '^(decoder)/(h1|h5)',
+      '^(encoder|decoder)/(h1)', '^(encoder|decoder)/(h5)']
+  assert patterns.alternatives('(a(?:b|c)|d)') == [
+      '(a(?:b)|d)', '(a(?:c)|d)', '(a(?:b|c))', '(d)']
+  for pattern in '(a|b)*', '(?=a|b)', '(a|b){2}':
+    assert patterns.alternatives(pattern) == [pattern]
 
 
 def test_save_single(trained, tmp_path):

@@ -348,6 +348,15 @@ class TestPredict:
     assert np.ptp(seen['rewards']['prediction']) > 0
 
 
+@pytest.mark.parametrize('paths, names', [
+    (['Ant', 'stored_meta/hopper.pkl'], ['Ant', 'hopper']),
+    (['./logdir/Cheetah/MMTL/0', './logdir/Ant/MMTL/0'], ['Cheetah', 'Ant']),
+    (['a/variables.pkl', 'b/variables.pkl'], ['a', 'b']),
+    (['a.pkl', 'a.pkl'], ['1 a.pkl', '2 a.pkl'])])
+def test_sources_have_names_of_their_own(paths, names):
+  assert look.short_names(paths) == names
+
+
 def meta_agent(run):
   """An agent on two source reward models that always say 2 and 3."""
   script = running.script_module('dreamer-MMTL.py')
@@ -493,6 +502,13 @@ class TestLook:
         '--from', str(multi), '--task', TASK, '--length', '8', '--out',
         str(tmp_path / 'b.png')])
     assert 'time steps 0 to 7' in capsys.readouterr().out
+
+  def test_actions_played_are_all_of_the_agent(self, multi):
+    """As replay has them of a task that takes fewer: the model saw those."""
+    agent, tasks = agents.load(multi)
+    episode, _ = next(agents.play(agent, tasks[0], 0))
+    assert episode['action'].shape[1] == agent.action_dim == 2
+    assert np.abs(episode['action'][1:]).min() > 0
 
   @pytest.mark.parametrize('flags, words', [
       (['--out', 'strip.gif'], 'must end in .png or .pdf'),

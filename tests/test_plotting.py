@@ -11,6 +11,7 @@ import sys
 import time
 
 from matplotlib import colors as mpl_colors
+from matplotlib import figure as mpl_figure
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ import scipy.stats
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from analysis import drawing
 from analysis import reading
 from analysis import scores
 from analysis import style
@@ -256,6 +258,34 @@ def test_runs_with_different_sources_are_not_averaged(tmp_path, capsys):
       'FTL ω=0.2, source=pendulums', 'FTL ω=0.2, source=walkers',
       'MMTL N=8, meta8=a', 'MMTL N=8, meta8=b']
   assert '--merge' in capsys.readouterr().err
+
+
+def test_sources_without_a_name_are_told_apart(tmp_path, capsys):
+  """Those that were copied to the log directory, or lay above it."""
+  for name, seed, digest in (('a', 0, 'a'), ('b', 1, 'a'), ('c', 2, 'b')):
+    write_run(tmp_path / name, [1, 2], config=sourced(
+        'Hop', seed, '', source_sha256=64 * digest))
+    meta_model(
+        tmp_path / f'm{name}', seed, meta1='cheetah', meta1_sha256=64 * digest)
+  curves = reading.load([tmp_path])
+  assert {curve.path.name: curve.method for curve in curves} == {
+      'a': 'FTL ω=0.2 source=aaaaaaaa', 'b': 'FTL ω=0.2 source=aaaaaaaa',
+      'c': 'FTL ω=0.2 source=bbbbbbbb',
+      'ma': 'MMTL N=2 meta1=cheetah aaaaaaaa',
+      'mb': 'MMTL N=2 meta1=cheetah aaaaaaaa',
+      'mc': 'MMTL N=2 meta1=cheetah bbbbbbbb'}
+  err = capsys.readouterr().err
+  assert 'different source (FTL ω=0.2), meta1 (MMTL N=2) are methods' in err
+  curves = reading.load([tmp_path], merge=['source|meta.'])
+  assert {curve.method for curve in curves} == {'FTL ω=0.2', 'MMTL N=2'}
+
+
+def test_runs_of_before_hashes_were_written_are_as_they_were(tmp_path, capsys):
+  write_run(tmp_path / 'a', [1, 2], config=sourced('Hop', 0, 's'))
+  write_run(tmp_path / 'b', [1, 2], config=sourced(
+      'Hop', 1, 's', source_sha256=64 * 'a'))
+  assert {curve.method for curve in reading.load([tmp_path])} == {'FTL ω=0.2'}
+  assert not capsys.readouterr().err
 
 
 def test_merged_flags_are_named(tmp_path, capsys):
@@ -657,6 +687,51 @@ def test_runs_are_compared_over_the_steps_all_have(tmp_path, capsys):
   assert '400K' in error and 'no scratch runs of Ant' in error
 
 
+def test_until_takes_no_steps_from_runs_that_go_on(tmp_path, capsys):
+  """Their evaluations lie where episodes end, so the last is a bit earlier."""
+  for name, late, flags in (
+      ('s', 0, dict(transfer=False)),
+      ('a', 900, dict(transfer=True, transfer_factor=0.1)),
+      ('b', 0, dict(transfer=True, transfer_factor=0.5))):
+    for seed in range(2):
+      xs = STEPS[:20] + late
+      write_run(tmp_path / f'{name}{seed}', xs / 1e4, xs, config=ftl(
+          'Hop', seed, **flags))
+  until = STEPS[2]
+  rows, _ = make(
+      tmp_path, '--transfer-report', '--profiles', '--baseline', 'scratch',
+      '--until', str(until))[1]['transfer']
+  assert [row['steps'] for row in rows] == [until, until]
+  assert 'are compared over' not in capsys.readouterr().err
+  # Without it, all runs are whole: they end within a twentieth of each other.
+  rows, _ = make(tmp_path, '--transfer-report')[1]['transfer']
+  last = np.mean([18.09, 19.09, 20.09]) - np.mean([19, 20])
+  assert rows[0]['final_difference'][0] == pytest.approx(last)
+
+
+def test_intervals_without_an_end_are_arrows():
+  figure = mpl_figure.Figure()
+  axes = figure.subplots()
+  axes.plot([0, 10], [0, 0])
+  border = axes.get_xlim()
+  drawing.draw_unbounded(
+      axes, [1, 2, 3], [(3, 2, np.inf), (3, 2, 4), (np.nan,) * 3],
+      ['r', 'g', 'b'])
+  assert axes.get_xlim() == border
+  _, line, head = axes.lines
+  assert line.get_xdata() == pytest.approx([2, border[1]])
+  assert (head.get_marker(), head.get_xdata()) == ('>', [border[1]])
+
+
+@pytest.mark.parametrize('factor', [0.0, 0.2, 1.0, 5e-5, 1e6])
+def test_omega_of_a_method(factor):
+  config = dict(
+      script='dreamer-FTL.py', transfer=True, transfer_factor=factor)
+  name = f'{reading._kind(config)}, freeze=a'
+  assert reading.omega(name) == factor
+  assert reading.without_omega(name) == 'FTL, freeze=a'
+
+
 def test_transfer_figure_and_omega_curve(transfer_runs):
   figures, _ = make(transfer_runs, '--transfer-report')
   panels = figures['transfer'].axes
@@ -862,9 +937,11 @@ def test_p_values_of_transfer_stand_in_the_table_if_asked_for(transfer_runs):
     assert row['p'] <= row['p_holm'] <= min(1, len(rows) * row['p'] + 1e-9)
 
 
-def test_tests_alone_are_an_error(two_tasks):
-  with pytest.raises(terminal.UserError, match='--tests adds to the tables'):
-    make(two_tasks, '--tests')
+@pytest.mark.parametrize('flags', [
+    ['--tests'], ['--baseline', 'planet'], ['--threshold', '5']])
+def test_flags_of_reports_alone_are_an_error(two_tasks, flags):
+  with pytest.raises(terminal.UserError, match=f'{flags[0]} is for --transfer'):
+    make(two_tasks, *flags)
 
 
 def test_length_tells_methods_apart_where_learning_rates_fall(tmp_path):

@@ -179,7 +179,8 @@ def test_report(tmp_path):
   cells = {
       name: [cell.strip() for cell in row[1:] if cell]
       for name, row in rows.items()}
-  assert str(tmp_path / 'variables.pkl') in agent.report
+  # The name that it has as soon as the run begins.
+  assert agent.report.startswith(f'Transfer from {tmp_path / "source.pkl"}\n')
   assert 'scaled by 0.2' in agent.report
   def count(*names):
     return sum(agent.variables[name].shape.num_elements() for name in names)
@@ -359,6 +360,30 @@ def test_frozen_variables_stay(tmp_path, eager):
   _, agent = start(tmp_path, source_agent(), freeze='^(encoder|decoder/h3)')
   check_frozen(agent, tmp_path, lambda name: (
       name.startswith(('encoder/', 'decoder/h3/'))))
+
+
+def test_report_says_what_is_frozen(tmp_path):
+  """The kernel of img1 is frozen as a whole, whatever becomes of its parts."""
+  _, agent = start(tmp_path, source_agent(), freeze='^dynamics/img1/kernel$')
+  row, = (x for x in agent.report.splitlines() if x.startswith('dynamics  '))
+  size = agent.variables['dynamics/img1/kernel'].shape.num_elements()
+  assert row.endswith(f'  2 ({size})')
+  with pytest.raises(terminal.UserError, match='img1/kernel/stoch.*fits'):
+    ftl.Agent.start(configure(
+        ftl, tmp_path, transfer=True,
+        freeze='^(encoder|dynamics/img1/kernel/stoch)'), 3)
+
+
+def test_sources_are_known_by_what_they_hold(tmp_path):
+  """Not by their names: they may have been copied to the log directory."""
+  records = {}
+  for folder, seed in (('a', 7), ('b', 7), ('c', 8)):
+    (tmp_path / folder).mkdir()
+    _, agent = start(tmp_path / folder, source_agent(seed=seed))
+    records[folder] = agent.records['source_sha256']
+  assert records['a'] == records['b'] != records['c']
+  again = ftl.Agent.from_checkpoint(agent.config, 3, agent.state())
+  assert again.records == agent.records
 
 
 def check_frozen(agent, tmp_path, frozen):
@@ -541,7 +566,7 @@ def test_forms_run_as_the_page_says(stored, name, used, capsys):
   logdir = stored / 'logdir' / name
   assert logdirs.Logdir(logdir).read_config()['decoder_used'] == used
   saved = dreamer.load_agent(logdir)
-  assert saved.records == {'decoder_used': used}
+  assert saved.records['decoder_used'] == used
   assert saved.frozen('encoder/h1/kernel')
   assert saved.frozen('decoder/h1/kernel') == (used == 'frozen')
   key = 'decoder/h1/kernel'
@@ -551,6 +576,24 @@ def test_forms_run_as_the_page_says(stored, name, used, capsys):
   assert same(
       arrays(saved)[key], arrays(dreamer.Dreamer(config, 3))[key]) == (
           used == 'fresh')
+
+
+def test_modules_are_known_by_what_they_hold(stored):
+  first, second = meta(), meta(seed=5)
+  assert first.records == second.records
+  assert set(first.records) == {
+      'decoder_used', 'encoder_sha256', 'decoder_sha256', 'meta1_sha256',
+      'meta2_sha256'}
+  # One for both parts of a checkpoint, which one flag names.
+  whole = stored / 'whole.pkl'
+  source_agent(seed=9).save(whole)
+  (stored / 'logdir' / 'decoder.pkl').unlink()
+  third = meta(encoder=str(whole))
+  changed = {
+      name for name in first.records
+      if third.records.get(name) != first.records[name]}
+  assert changed == {'encoder_sha256', 'decoder_sha256'}
+  assert 'decoder_sha256' not in third.records
 
 
 def test_decoder_that_is_copied_and_trained(stored, eager):
@@ -575,8 +618,9 @@ def test_decoder_that_was_frozen_until_now(stored, eager):
       'reward/source1', 'reward/source2', 'encoder', 'decoder']
   agent.config.freeze_decoder = False
   thawed = mmtl.Agent.from_checkpoint(agent.config, 3, state)
-  assert agent.records == {'decoder_used': 'frozen'}
-  assert thawed.records == {'decoder_used': 'copied'}
+  assert agent.records['decoder_used'] == 'frozen'
+  # What it started from is still known.
+  assert thawed.records == {**agent.records, 'decoder_used': 'copied'}
   thawed.train(batch(3))
   for name, value in arrays(thawed).items():
     assert same(value, state['variables'][name]) == name.startswith(
@@ -602,7 +646,8 @@ def test_decoder_from_scratch_is_never_frozen(stored, before):
   state = agent.state()
   agent.config.freeze_decoder = True
   again = mmtl.Agent.from_checkpoint(agent.config, 3, state)
-  assert again.records == {'decoder_used': 'fresh'}
+  assert again.records == agent.records
+  assert again.records['decoder_used'] == 'fresh'
   assert not again.frozen('decoder/h1/kernel')
 
 
