@@ -26,6 +26,8 @@ if __name__ == '__main__':
   # Before TensorFlow is imported: --help and bad flags are answered at once.
   flags.check(options.meta_model, __doc__)
 
+import pathlib
+
 from analysis import forecast
 from common import layers, terminal
 from data import saving
@@ -151,9 +153,12 @@ def find_decoder(encoder, config):
   if config.decoder == 'none':
     return None
   found = transfer.find_module('decoder', config)
-  if not found and transfer.has_module(encoder, 'decoder'):
+  if found:
+    return found
+  if transfer.has_module(encoder, 'decoder'):
     return encoder
-  return found
+  beside = pathlib.Path(config.encoder) / 'decoder.pkl'
+  return beside if config.encoder and beside.exists() else None
 
 
 def read_reward(file, module, config):

@@ -1,6 +1,7 @@
 """Ranks sources of transfer by how well they fit a target task, untrained.
 
-python3 rank.py --task HopperBulletEnv-v0 --from ./logdir ./results/sources/110
+python3 rank.py --task HopperBulletEnv-v0 \\
+    --from ./logdir ./results/sources/110/multi-task.pkl
 
 Plays some episodes with random actions, or reads those of --episodes, and
 measures on them what each source knows already: how its autoencoder draws the
@@ -11,7 +12,7 @@ trained but for two short fits, and nothing is written but --out and --picture.
 """
 
 from analysis.measures import DECISIONS, FIT_STEPS, MEASURES, SEQUENCES
-from common import flags
+from common import flags, options
 
 
 def define_config():
@@ -28,14 +29,7 @@ def define_config():
          'for example the episodes of a log directory; without it some are '
          'played with random actions.', path=True)
   define('decisions', DECISIONS, 'Decisions to play or to read.', low=100)
-  define('action_repeat', 2, 'Environment steps for which a decision is '
-         'repeated.', low=1)
-  define('time_limit', 1000, 'Environment steps after which an episode is '
-         'truncated.', low=1)
-  define('termination', False, 'Let PyBullet tasks terminate episodes by their '
-         'own rules.')
-  define('render', 'default', 'Rendering of DeepMind Control, default or '
-         'fast.', ['default', 'fast'])
+  options.environment(config)
   define('sequences', SEQUENCES, 'Sequences to measure on; two thirds of them '
          'serve the fits, the others the measures.', low=6)
   define('fit_steps', FIT_STEPS, 'Updates of each fit.', low=0)
@@ -59,6 +53,7 @@ import numpy as np
 
 from analysis import forecast, style
 from common import files, terminal
+from runs import settings
 import wrappers
 from matplotlib import figure as mpl_figure
 
@@ -72,6 +67,8 @@ def main(argv):
         'name either the target with --task, or its --episodes.')
   if config.task:
     wrappers.check_task(config.task)
+    for line in settings.follow(config, [config.task]):
+      terminal.say(line)
   found = {name: forecast.read(name, config.autoencoder) for name in names}
   episodes = (
       forecast.recorded(config.episodes, config.decisions) if config.episodes
@@ -112,6 +109,9 @@ def check_output(config):
     if path.suffix not in endings:
       raise terminal.UserError(
           f'--{flag} {path} must end in {" or ".join(endings)}.')
+    if path.is_dir():
+      raise terminal.UserError(
+          f'--{flag} {path} is a directory: name a file in it.')
     if not path.parent.is_dir():
       raise terminal.UserError(
           f'--{flag} {path}: there is no directory {path.parent}; make it '
@@ -170,7 +170,8 @@ def save_picture(path, order, pictures, count=8):
       axes.set(xticks=[], yticks=[])
       axes.grid(False)
       axes.spines[:].set(visible=True, color='0.85')
-    figure.savefig(path, dpi=150)
+    with files.writing(path):
+      figure.savefig(path, dpi=150)
 
 
 if __name__ == '__main__':

@@ -45,16 +45,26 @@ def tasks(config):
 def find_module(module, config):
   """The file that a flag names, or one in or above the log directory."""
   if getattr(config, module):
-    return checkpoints.file_in(getattr(config, module))
+    return file_of(getattr(config, module), module)
   for folder in (config.logdir, config.logdir.absolute().parent):
     if (folder / f'{module}.pkl').exists():
       return folder / f'{module}.pkl'
 
 
+def file_of(path, module):
+  """The file that a path names for a module.
+
+  Of a directory it is the checkpoint, or else the module's own file.
+  """
+  file = checkpoints.file_in(path)
+  own = pathlib.Path(path) / f'{module}.pkl'
+  return own if own.exists() and not file.exists() else file
+
+
 def find_reward(name):
   """The file of a source reward model: a path, or stored under a task."""
   if '/' in name or name.endswith('.pkl'):
-    return checkpoints.file_in(name)
+    return file_of(name, 'reward')
   if (STORED / f'{name}.pkl').exists():
     return STORED / f'{name}.pkl'
   stored = sorted(STORED.glob('*.pkl'))

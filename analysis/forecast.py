@@ -31,6 +31,10 @@ COVERED = 0.5
 
 # Modules of a source that are measured.
 MODULES = ('encoder', 'decoder', 'dynamics', 'reward')
+# Flags that the meaning of each depends on, and no array tells.
+FLAGS = {
+    'encoder': ['cnn_act'], 'decoder': ['cnn_act'], 'dynamics': [],
+    'reward': ['dense_act', 'clip_rewards']}
 
 
 ### Sources ###
@@ -65,17 +69,13 @@ def read(path, autoencoder=None):
     activations and clipped rewards.
 
   Raises:
-    UserError: Nothing is there, it is damaged, or it lacks an encoder or a
-      decoder.
+    UserError: Nothing is there, it is damaged, it lacks an encoder or a
+      decoder, the two have different activations, or numbers are not finite.
   """
   path = pathlib.Path(path)
   found = _read(path)
   if autoencoder and not {'encoder', 'decoder'} <= found['arrays'].keys():
-    other = _read(pathlib.Path(autoencoder))
-    found['arrays'] = {
-        **{k: v for k, v in other['arrays'].items()
-           if k in ('encoder', 'decoder')}, **found['arrays']}
-    found['config'] = {**other['config'], **found['config']}
+    found = _joined(found, _read(pathlib.Path(autoencoder)), path, autoencoder)
   lacking = [
       name for name in ('encoder', 'decoder') if name not in found['arrays']]
   if lacking:
@@ -83,7 +83,28 @@ def read(path, autoencoder=None):
         f'{path} has no {" and no ".join(lacking)}: give a whole checkpoint, a '
         'directory with encoder.pkl and decoder.pkl, or name a checkpoint that '
         'has them with --autoencoder.')
+  for arrays in found['arrays'].values():
+    saving.check_finite(arrays, path)
   return found
+
+
+def _joined(found, other, path, autoencoder):
+  """What is found, and of the other the encoder and decoder that it lacks.
+
+  Activations of convolutions are those of the file that gives the encoder.
+  """
+  taken = {
+      name: other['arrays'][name] for name in ('encoder', 'decoder')
+      if name in other['arrays'] and name not in found['arrays']}
+  ours, theirs = (
+      source['config'].get('cnn_act', 'relu') for source in (found, other))
+  if len(taken) == 1 and ours != theirs:
+    raise terminal.UserError(
+        f'{path} was trained with --cnn_act {ours}, {autoencoder} with '
+        f'{theirs}: an encoder and its decoder have the same.')
+  return {
+      'arrays': {**taken, **found['arrays']},
+      'config': {**found['config'], 'cnn_act': theirs if taken else ours}}
 
 
 def _read(path):
@@ -124,8 +145,15 @@ def _read_modules(files, path):
   for name, file in files.items():
     found['arrays'][name] = checkpoints.module(file, name)
     data = checkpoints.read(file)
-    if isinstance(data, dict):
-      found['config'].update(data.get('config', {}))
+    facts = data['config'] if isinstance(data, dict) else {}
+    for flag in FLAGS[name]:
+      known = found['config'].setdefault(flag, facts.get(flag))
+      if facts.get(flag) not in (known, None) and known is not None:
+        raise terminal.UserError(
+            f'{file} was trained with --{flag} {facts[flag]}, other modules in '
+            f'{path} with {known}: put together modules of one agent.')
+  found['config'] = {
+      key: value for key, value in found['config'].items() if value is not None}
   return found
 
 

@@ -532,9 +532,9 @@ def p_value(ours, theirs, statistic=None, middle=0.0, count=10_000):
 
   A permutation test: runs change sides within each task, and it is counted how
   often the statistic is as far from its middle as it is. All ways are tried
-  where there are at most 20,000, else random ones. p is not below 2 / 252,
-  0.008, for five runs against five of one task, and not below 1 / 3003, 0.0003,
-  for five against ten. NaN where a score is.
+  where there are at most 20,000, else random ones. Of one task, p is not below
+  2 / 252, 0.008, for five runs against five, and for five against ten not below
+  1 / 3003, 0.0003, by means and 2 / 3003 by pairs. NaN where a score is.
 
   Args:
     ours, theirs: lists with the scores `[runs]` of each task.

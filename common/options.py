@@ -22,6 +22,29 @@ ENVIRONMENT = (
     'camera', 'end_of_life', 'noops')
 
 
+def environment(config):
+  """Defines the settings of `wrappers.make_env`."""
+  define = config.define
+  define('action_repeat', 2, 'Environment steps for which a decision is '
+         'repeated.', low=1)
+  define('time_limit', 1000, 'Environment steps after which an episode is '
+         'truncated; 108000 for Atari.', low=1)
+  define('own_limit', False, 'Let the registered time limits of PyBullet tasks '
+         'hold too (Reacher and Pusher 150, Thrower 100 environment steps); on '
+         'unless time_limit is given.')
+  define('termination', False, 'Let PyBullet tasks terminate episodes by their '
+         'own rules; turns pcont on.')
+  define('end_of_life', False, 'Let a lost life terminate an Atari episode; '
+         'on for Atari.')
+  define('noops', 0, 'Most environment steps without an action at the '
+         'beginning of an Atari episode; 30 for Atari.', low=0)
+  define('render', 'default', 'Rendering of DeepMind Control; fast leaves out '
+         'shadows and reflections.', ['default', 'fast'])
+  define('camera', 'published', 'Camera of PyBullet: the published one cuts '
+         'off parts of some robots, whole shows all of them.',
+         ['published', 'whole'])
+
+
 def dreamer():
   """The flags of dreamer.py."""
   config = flags.Config()
@@ -80,30 +103,13 @@ def dreamer():
   define('parallel', 'none', 'Where environments run: in this thread (none), '
          'in threads, or in processes.', ['none', 'thread', 'process'],
          fixed=False, method=False)
-  define('action_repeat', 2, 'Environment steps for which a decision is '
-         'repeated.', low=1)
-  define('time_limit', 1000, 'Environment steps after which an episode is '
-         'truncated; 108000 for Atari.', low=1)
-  define('own_limit', False, 'Let the registered time limits of PyBullet tasks '
-         'hold too (Reacher and Pusher 150, Thrower 100 environment steps); on '
-         'unless time_limit is given.')
+  environment(config)
   define('collect_limit', 0, 'Environment steps after which an episode to '
          'learn from is truncated, where that is sooner than the time limit; 0 '
          'leaves it. Short ones show the beginning of a task more often, and '
          'evaluation keeps the time limit.', low=0)
   define('collect_short', 0, 'Episodes of each environment that collect_limit '
          'truncates, the first ones; 0 for all.', low=0)
-  define('termination', False, 'Let PyBullet tasks terminate episodes by their '
-         'own rules; turns pcont on.')
-  define('end_of_life', False, 'Let a lost life terminate an Atari episode; '
-         'on for Atari.')
-  define('noops', 0, 'Most environment steps without an action at the '
-         'beginning of an Atari episode; 30 for Atari.', low=0)
-  define('render', 'default', 'Rendering of DeepMind Control; fast leaves out '
-         'shadows and reflections.', ['default', 'fast'])
-  define('camera', 'published', 'Camera of PyBullet: the published one cuts '
-         'off parts of some robots, whole shows all of them.',
-         ['published', 'whole'])
   define('prefill', 5000, 'Environment steps with random actions before '
          'training.', low=0)
   define('eval_noise', 0.0, 'Amount of exploration during evaluation.', low=0)
@@ -262,12 +268,12 @@ def meta_model():
   """The flags of dreamer-MMTL.py."""
   config = _several_tasks()
   define = config.define
-  define('encoder', '', 'Module file, checkpoint or log directory with the '
-         'encoder. Without it, encoder.pkl in the log directory or its parent.',
-         path=True)
+  define('encoder', '', 'Module file, checkpoint, log directory or directory '
+         'of module files with the encoder. Without it, encoder.pkl in the log '
+         'directory or its parent.', path=True)
   define('decoder', '', 'The same for the decoder. Without it, decoder.pkl, '
-         "or a decoder in the encoder's file, if any; else the decoder is "
-         'trained. With none, the decoder is trained from scratch.', path=True)
+         "or a decoder in the encoder's file or directory, if any; else the "
+         'decoder is trained. With none, the decoder is trained from scratch.', path=True)
   # The names of methods in plots tell these: MMTL N=2, MMTL N=2 decoder copied.
   define('freeze_decoder', True, 'Keep a decoder that is taken over as it is; '
          'False trains it, as the published script does.', method=False)
@@ -275,7 +281,8 @@ def meta_model():
          high=NUMBERED, method=False)
   _numbered(
       config, 'meta', 'Source reward model {}: a task in ./stored_meta, or '
-      'the path of a module file, checkpoint or log directory.', path=True)
+      'the path of a module file, a checkpoint or a directory with one.',
+      path=True)
   define('num_meta_lay', 1, 'Hidden layers of the reward model on features and '
          'predictions of the sources.', low=0)
   return config

@@ -38,12 +38,20 @@ def settle(config, tasks):
   logdir = Logdir(config.logdir)
   # A checkpoint in the directory of a new run is of its source.
   saved = resume.saved_config(logdir) if resume.begun(logdir) else {}
+  return follow(config, tasks, saved)
+
+
+def follow(config, tasks, saved=None):
+  """As `settle`, of a program that has some of these flags, or of a run.
+
+  `saved` are the flags of a run that is continued.
+  """
   lines = []
   for reason, flags in _implied(config, tasks):
     chosen = config.changed()
     flags = {
         name: value for name, value in flags.items()
-        if not config.given(name) and name not in chosen}
+        if name in config and not config.given(name) and name not in chosen}
     if saved:
       config.update({k: saved[k] for k in flags if k in saved})
     elif flags:

@@ -888,6 +888,12 @@ def test_least_p_values(scale):
           [ours], [theirs], statistic, middle) == pytest.approx(2 / 252)
   assert scores.p_value([more], [np.append(low, high)]) == pytest.approx(
       1 / 3003)
+  assert scores.p_value(
+      [more], [np.append(low, high)], scores._improvement, 0.5
+      ) == pytest.approx(2 / 3003)
+  page = (ROOT / 'docs/plotting.md').read_text()
+  assert f'none below {1 / 3003:.4f} for areas and {2 / 3003:.4f} for' in (
+      ' '.join(page.split()))
   assert scores.p_value([low[:1]], [high[:1]]) == 1
   assert np.isnan(scores.p_value([np.array([np.nan, 1])], [low]))
 

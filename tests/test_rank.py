@@ -179,6 +179,58 @@ def test_log_directories_module_files_and_old_files_are_sources(
   assert set(forecast.read(tmp_path)['arrays']) == {'encoder', 'decoder'}
 
 
+def test_numbers_that_are_not_finite_are_named(tmp_path, capsys):
+  data = checkpoints.load(TRAINED)
+  data['variables']['decoder/h5/bias'] = np.full(3, np.nan, np.float32)
+  bad = tmp_path / 'bad.pkl'
+  checkpoints.save(bad, data)
+  assert program('--task', 'HopperBulletEnv-v0', '--from', TRAINED, bad) == 2
+  error = capsys.readouterr().err
+  assert error.startswith(f'error: {bad} has numbers that are not finite in dec')
+  assert error.count('\n') == 1
+
+
+def modules(folder, **acts):
+  """A directory of module files, each with an activation of convolutions."""
+  data = checkpoints.load(TRAINED)
+  folder.mkdir()
+  for name, act in acts.items():
+    checkpoints.save_module(
+        folder / f'{name}.pkl', name, {
+            key: value for key, value in data['variables'].items()
+            if key.startswith(f'{name}/')}, {**data['config'], 'cnn_act': act})
+  return folder
+
+
+def test_convolutions_have_the_activation_of_their_own_file(tmp_path):
+  both = dict(encoder='leaky_relu', decoder='leaky_relu')
+  found = forecast.read(modules(tmp_path / 'a', **both, reward='relu'))
+  assert found['config']['cnn_act'] == 'leaky_relu'
+  reward = modules(tmp_path / 'b', reward='relu') / 'reward.pkl'
+  found = forecast.read(reward, modules(tmp_path / 'c', **both))
+  assert found['config']['cnn_act'] == 'leaky_relu'
+  mixed = modules(tmp_path / 'd', encoder='relu', decoder='leaky_relu')
+  with pytest.raises(terminal.UserError, match='decoder.pkl .*leaky_relu.*rel'):
+    forecast.read(mixed)
+  alone = modules(tmp_path / 'e', encoder='relu') / 'encoder.pkl'
+  with pytest.raises(terminal.UserError, match='e/encoder.pkl .*c with leaky'):
+    forecast.read(alone, tmp_path / 'c')
+
+
+def test_episodes_are_those_that_a_run_of_the_task_has():
+  config = rank.define_config()
+  config.parse(['--task', 'ReacherBulletEnv-v0', '--from', 'x'])
+  lines = rank.settings.follow(config, [config.task])
+  assert config.own_limit and 'ReacherBulletEnv-v0 150' in lines[0]
+  config.decisions = 100
+  episode, *_ = forecast.played(config)
+  assert len(episode['reward']) == 76
+  atari = rank.define_config()
+  atari.parse(['--task', 'atari_pong', '--from', 'x', '--noops', '0'])
+  rank.settings.follow(atari, [atari.task])
+  assert (atari.action_repeat, atari.time_limit, atari.noops) == (4, 108000, 0)
+
+
 def test_sources_without_the_measure_come_last():
   results = {
       'none': {}, 'low': {'image_r2': 0.1}, 'high': {'image_r2': 0.9},
@@ -205,6 +257,14 @@ def test_what_cannot_be_ranked_is_one_line(words, part, capsys):
   assert program(*words) == 2
   error = capsys.readouterr().err
   assert part in error and error.count('\n') == 1
+
+
+def test_a_directory_is_no_file_to_write(tmp_path, capsys):
+  for flag, name in (('--picture', 'a.png'), ('--out', 'a.json')):
+    (tmp_path / name).mkdir()
+    assert program(
+        '--from', TRAINED, '--task', 'x', flag, tmp_path / name) == 2
+    assert f'{flag} {tmp_path / name} is a directory' in capsys.readouterr().err
 
 
 def test_an_unfinished_directory_of_episodes_is_only_read(tmp_path, hopper):

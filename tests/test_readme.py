@@ -81,6 +81,39 @@ def test_files_that_are_named_exist():
       assert (ROOT / file).exists() or file == 'my_tasks.py', f'{name}: {file}'
 
 
+def test_names_stand_in_the_files_that_pages_name():
+  found = [
+      (page, *pair) for page, text in PAGES.items() for pair in re.findall(
+          r'`([\w.]+)`\s+(?:in|of)\s+`((?:[\w-]+/)*[\w-]+\.py)`', text)]
+  assert len(found) >= 10
+  for page, name, file in found:
+    # Methods are named with their class.
+    for part in name.split('.'):
+      assert re.search(rf'\b{part}\b', (ROOT / file).read_text()), (page, name)
+
+
+def test_imports_go_one_way():
+  line = re.search(r'`common` ←.*?\n\n', PAGES['docs/code.md'], re.S)[0]
+  order = {
+      name.removesuffix('.py'): place
+      for place, group in enumerate(line.split('←'))
+      for name in re.findall('`([^`]+)`', group)}
+  scripts = {path.stem for path in ROOT.glob('*.py')}
+  folders = {name for name in order if (ROOT / name).is_dir()}
+  assert folders | {'dreamer', 'models'} <= set(order) <= scripts | folders
+  checked = 0
+  for path in [*ROOT.glob('*.py'), *(
+      file for name in folders for file in (ROOT / name).glob('*.py'))]:
+    own = path.stem if path.parent == ROOT else path.parent.name
+    words = re.findall(
+        r'^ *(?:import|from) (\w+)', path.read_text(), re.M)
+    for word in words:
+      if word in scripts | folders:
+        checked += 1
+        assert order.get(word, 99) <= order.get(own, 99), (path, word)
+  assert checked > 150
+
+
 def test_links_lead_somewhere():
   count = 0
   for name, text in PAGES.items():

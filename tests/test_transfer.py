@@ -578,6 +578,19 @@ def test_forms_run_as_the_page_says(stored, name, used, capsys):
           used == 'fresh')
 
 
+def test_directories_of_module_files_are_sources(stored):
+  (stored / 'logdir').rename(stored / 'modules')
+  store(stored / 'modules', 'reward.pkl', '_reward', seed=1)
+  named = meta(
+      ['./modules', 'AntBulletEnv-v0'], encoder='modules')
+  for name in 'encoder', 'decoder':
+    assert f'{name} from modules/{name}.pkl, frozen' in named.report
+  assert 'reward/source1 from modules/reward.pkl' in named.report
+  # A file that is named is that one alone.
+  alone = meta(encoder='modules/encoder.pkl')
+  assert 'no decoder was found: it is trained' in alone.report
+
+
 def test_modules_are_known_by_what_they_hold(stored):
   first, second = meta(), meta(seed=5)
   assert first.records == second.records
