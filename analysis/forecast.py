@@ -256,13 +256,51 @@ def recorded(directory, decisions):
 
 
 def sequences(found, count, seed):
-  """A batch of sequences of `LENGTH` time steps, as replay samples them."""
+  """A batch of sequences of `LENGTH` time steps, as replay samples them.
+
+  Those to fit to, the first ones, and those to measure on share no time step.
+  """
+  counts = to_fit(count), count - to_fit(count)
+  batches = [
+      _sampled(part, own, seed) for part, own in zip(parted(found), counts)]
+  return {key: np.concatenate([x[key] for x in batches]) for key in batches[0]}
+
+
+def to_fit(count):
+  """How many of so many sequences, or time steps, are fitted to."""
+  return max(1, 2 * count // 3)
+
+
+def parted(found):
+  """Two lists of parts of episodes, two thirds to fit to and the rest.
+
+  Parts have the length of a sequence, or a bit more at the end of an episode;
+  every third one is measured on. So both see all of an episode, and no image
+  is in both.
+  """
+  parts = []
+  for episode in found:
+    size = len(episode['reward'])
+    count = max(1, size // LENGTH)
+    if len(found) == count == 1:
+      borders = [0, to_fit(size), size]
+    else:
+      borders = [*range(0, count * LENGTH, LENGTH), size]
+    parts += [
+        {key: value[begin:end] for key, value in episode.items()
+         if key != 'task'} for begin, end in zip(borders, borders[1:])]
+  if len(parts) < 3:
+    return parts[:-1], parts[-1:]
+  fitted = [part for index, part in enumerate(parts) if index % 3 < 2]
+  return fitted, parts[2::3]
+
+
+def _sampled(found, count, seed):
   with tempfile.TemporaryDirectory() as folder:
     memory = replay.Replay(
         folder, batch_size=count, batch_length=LENGTH, seed=seed)
     for episode in found:
-      memory.add({
-          key: value for key, value in episode.items() if key != 'task'})
+      memory.add(episode)
     batch = memory.sample(0)
     memory.close()
   return batch
@@ -278,8 +316,8 @@ def measure(source, batch, fit_steps=FIT_STEPS, seed=0):
     source: a `Source`.
     batch: `image` uint8 [B, T, 64, 64, 3], `action` [B, T, A], `reward` and
       `first` [B, T]; T is at least `LENGTH`.
-    fit_steps: updates of what is fitted; two thirds of the sequences are
-      fitted to, and everything is measured on the others.
+    fit_steps: updates of what is fitted; the first two thirds of the sequences
+      are fitted to, and everything is measured on the others.
     seed: fixes samples and fits.
 
   Returns:
@@ -301,7 +339,7 @@ def measure(source, batch, fit_steps=FIT_STEPS, seed=0):
     and the arrays `truth` and `drawn` [B, T, 64, 64, 3] of the images measured
     on, in 0 to 1.
   """
-  split = max(1, 2 * len(batch['reward']) // 3)
+  split = to_fit(len(batch['reward']))
   fitted, held = (
       {key: tf.convert_to_tensor(value[part]) for key, value in batch.items()}
       for part in (slice(split), slice(split, None)))

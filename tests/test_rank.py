@@ -231,6 +231,40 @@ def test_episodes_are_those_that_a_run_of_the_task_has():
   assert (atari.action_repeat, atari.time_limit, atari.noops) == (4, 108000, 0)
 
 
+@pytest.mark.parametrize('lengths', [
+    (501, 501), (70,), (3,), (25, 25, 25), (20, 1000), (1000, 2), (12, 30),
+    (9, 9), (50,) * 7])
+def test_nothing_is_measured_on_what_was_fitted_to(lengths):
+  borders = np.cumsum([0, *lengths])
+  found = [
+      {'reward': np.arange(*pair)} for pair in zip(borders, borders[1:])]
+  parts = forecast.parted(found)
+  first, second = (
+      [x for episode in part for x in episode['reward']] for part in parts)
+  assert first and second
+  assert sorted([*first, *second]) == [*range(sum(lengths))]
+  if len(parts[1]) > 5:
+    assert len(first) == pytest.approx(sum(lengths) * 2 / 3, rel=0.1)
+  if min(lengths) >= forecast.LENGTH:
+    assert all(
+        len(episode['reward']) >= forecast.LENGTH
+        for part in parts for episode in part)
+
+
+def test_sequences_to_fit_to_come_first():
+  length = 150
+  episode = {
+      'image': np.zeros((length, 64, 64, 3), np.uint8),
+      'action': np.zeros((length, 1), np.float32),
+      'reward': np.arange(length, dtype=np.float32),
+      'discount': np.ones(length, np.float32)}
+  rewards = forecast.sequences([episode], 7, 0)['reward']
+  count = forecast.to_fit(7)
+  assert rewards.shape == (7, forecast.LENGTH) and count == 4
+  fitted, held = set(rewards[:count].ravel()), set(rewards[count:].ravel())
+  assert held <= {*range(40, 60), *range(100, 120)} and not fitted & held
+
+
 def test_sources_without_the_measure_come_last():
   results = {
       'none': {}, 'low': {'image_r2': 0.1}, 'high': {'image_r2': 0.9},
