@@ -8,6 +8,7 @@ import statistics
 import subprocess
 import sys
 
+import numpy as np
 from PIL import Image
 import pytest
 
@@ -17,6 +18,7 @@ import dreamer
 from results import keeping, second, study
 import running
 from running import read_csv, write_run
+import wrappers
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 WORDS = 'none', 'one', 'two', 'three', 'four', 'five', 'six', 'seven'
@@ -468,7 +470,9 @@ def test_frozen_autoencoders_were_measured_as_the_page_says():
 
 
 # What tables call the targets.
-TARGET_NAMES = {second.SPARSE: 'cart pole, sparse', second.HOPPER: 'Hopper'}
+TARGET_NAMES = {
+    second.SPARSE: 'cart pole, sparse', second.HOPPER: 'Hopper',
+    second.PENDULUM: 'InvertedPendulumSwingup'}
 
 
 @pytest.fixture(scope='module')
@@ -538,6 +542,61 @@ def test_where_it_is_not_only_a_frozen_autoencoder_is_decided(findings):
   assert (
       f'area ratios of {min(ratios):.2f} to {max(ratios):.2f}, with intervals '
       f'from {low:.2f} to {high:.2f}') in page
+
+
+# Returns of a push of InvertedPendulumSwingup one way without end, and near.
+PLATEAU = -870, -820
+
+
+def test_third_target_came_out_as_the_page_says(findings):
+  page = one_line('results/second_study/README.md')
+  rows = {
+      method: row for method, row in findings[second.PENDULUM].items()
+      if row['finding'] != 'runs missing'}
+  assert f'runs and {WORDS[len(rows)]} complete comparisons' in page
+  assert {row['finding'] for row in rows.values()} == {'undecided'}
+  names, ratios = (' and '.join(words) for words in (
+      [second.LABELS[method] for method in rows],
+      [f'{row["area_ratio"]:.2f}' for row in rows.values()]))
+  low = min(row['area_ratio_low'] for row in rows.values())
+  high = max(row['area_ratio_high'] for row in rows.values())
+  assert (
+      f'**{names} are undecided**: area ratios of {ratios}, with intervals from '
+      f'{low:.2f} to {high:.2f}') in page
+  target = evaluations(second.PENDULUM)
+  ours = [
+      [*run.values()] for method in rows for run in target[method].values()]
+  scratch = [[*run.values()] for run in target['scratch'].values()]
+  stuck, left = (
+      [count(runs) for runs in (scratch, ours)] for count in (
+          lambda runs: sum(
+              PLATEAU[0] <= x <= PLATEAU[1] for run in runs for x in run),
+          lambda runs: sum(statistics.fmean(run[-5:]) > -600 for run in runs)))
+  assert (
+      f'{stuck[0]} of {sum(map(len, scratch))} evaluations from scratch and '
+      f'{stuck[1]} of {sum(map(len, ours))} with fractional transfer lie '
+      f'between {PLATEAU[0]} and {PLATEAU[1]}') in page
+  assert (
+      f'{left[0]} of {len(scratch)} runs from scratch and {left[1]} of '
+      f'{len(ours)} with fractional transfer have left it') in page
+
+
+def test_a_push_without_end_has_the_return_of_the_plateau():
+  pytest.importorskip('pybullet')
+  page = one_line('results/second_study/README.md')
+  returns = []
+  for push in (1, -1, 0):
+    env = wrappers.make_env(
+        second.PENDULUM, time_limit=dreamer.define_config().time_limit)
+    env.reset(seed=0)
+    total, ended = 0, False
+    while not ended:
+      _, reward, *ends, _ = env.step(np.array([push], np.float32))
+      total, ended = total + reward, any(ends)
+    env.close()
+    returns.append(total)
+  assert f'has a return of {returns[0]:.0f} or {returns[1]:.0f}' in page
+  assert f'to do nothing {returns[2]:,.0f}' in page
 
 
 def test_reason_of_harm_is_as_the_page_says(findings):
