@@ -38,7 +38,7 @@ from matplotlib import figure as mpl_figure
 import numpy as np
 
 from analysis import agents, reading, style
-from common import terminal
+from common import files, terminal
 from common.backend import tf
 from data import episodes
 from data.logdir import Logdir
@@ -62,12 +62,8 @@ def main(argv):
   tf.random.set_seed(config.seed)
   seen = predict(agent, episode, config.context)
   figure = draw(seen, config.context, config.start)
-  try:
-    with style.applied():
-      figure.savefig(out, dpi=300)
-  except OSError as error:
-    raise terminal.UserError(
-        f'{out} cannot be written: {error.strerror}.') from None
+  with files.writing(out), style.applied():
+    figure.savefig(out, dpi=300)
   terminal.say(
       f'{out} shows time steps {config.start} to '
       f'{config.start + len(seen["reward"]) - 1} of {file}')
@@ -79,9 +75,9 @@ def find_episode(source, agent, tasks, config):
     return config.episode, episodes.load(config.episode)
   path = pathlib.Path(source)
   folder = Logdir(path if path.is_dir() else path.parent).episodes
-  files = episodes.paths(folder) if folder.is_dir() else []
-  if files:
-    file = newest_long(files, config.start + config.length)
+  found = episodes.paths(folder) if folder.is_dir() else []
+  if found:
+    file = newest_long(found, config.start + config.length)
     return file, episodes.load(file)
   if not config.task and not tasks:
     raise terminal.UserError(
@@ -95,12 +91,12 @@ def find_episode(source, agent, tasks, config):
   return f'the episode played, return {episode["reward"].sum():.2f}', episode
 
 
-def newest_long(files, least):
+def newest_long(found, least):
   """The last of the episodes with `least` time steps, or else the longest."""
   def length(file):
     return int(episodes.NAME.fullmatch(file.name)['records'])
-  long = [file for file in files if length(file) >= least]
-  return long[-1] if long else max(reversed(files), key=length)
+  long = [file for file in found if length(file) >= least]
+  return long[-1] if long else max(reversed(found), key=length)
 
 
 def shown_part(file, episode, agent, config):

@@ -266,7 +266,7 @@ def draw_marks(groups, measures, looks, args, below):
 
 
 def draw_unbounded(axes, places, estimates, colors):
-  """Intervals with an infinite end, as arrows to the border of a panel."""
+  """Draws intervals with an infinite end, as arrows to a panel's border."""
   border = axes.get_xlim()
   for place, (_, *ends), color in zip(places, estimates, colors):
     low, high = np.clip(ends, *border)

@@ -267,7 +267,7 @@ def sequences(found, count, seed):
 
 
 def to_fit(count):
-  """How many of so many sequences, or time steps, are fitted to."""
+  """Number of so many sequences, or time steps, that are fitted to."""
   return max(1, 2 * count // 3)
 
 

@@ -19,7 +19,7 @@ from data.logdir import Logdir, METRICS
 # Records of a run that stand beside its flags.
 _RECORDS = (
     'script', 'run', 'python', 'tensorflow', 'precision_used', 'decoder_used')
-# And the hashes of what it started from, which stand for files' names.
+# Ending of records with the hash of what a run started from, by flag.
 _HASH = '_sha256'
 # How the names of meta-model runs tell what became of the decoder.
 _DECODERS = {'fresh': ' encoder only', 'copied': ' decoder copied'}

@@ -42,9 +42,9 @@ def settle(config, tasks):
 
 
 def follow(config, tasks, saved=None):
-  """As `settle`, of a program that has some of these flags, or of a run.
+  """Does what `settle` does, also for a program that has some of the flags.
 
-  `saved` are the flags of a run that is continued.
+  `saved` has the flags of a run that is continued.
   """
   lines = []
   for reason, flags in _implied(config, tasks):
