@@ -555,30 +555,37 @@ def test_third_target_came_out_as_the_page_says(findings):
       if row['finding'] != 'runs missing'}
   assert f'runs and {WORDS[len(rows)]} complete comparisons' in page
   assert {row['finding'] for row in rows.values()} == {'undecided'}
-  names, ratios = (' and '.join(words) for words in (
-      [second.LABELS[method] for method in rows],
-      [f'{row["area_ratio"]:.2f}' for row in rows.values()]))
+  ratios = [row['area_ratio'] for row in rows.values()]
   low = min(row['area_ratio_low'] for row in rows.values())
   high = max(row['area_ratio_high'] for row in rows.values())
   assert (
-      f'**{names} are undecided**: area ratios of {ratios}, with intervals from '
-      f'{low:.2f} to {high:.2f}') in page
+      f'**{listed([second.LABELS[method] for method in rows])} are undecided**: '
+      f'area ratios of {min(ratios):.2f} to {max(ratios):.2f}, with intervals '
+      f'from {low:.2f} to {high:.2f}') in page
   target = evaluations(second.PENDULUM)
-  ours = [
-      [*run.values()] for method in rows for run in target[method].values()]
-  scratch = [[*run.values()] for run in target['scratch'].values()]
-  stuck, left = (
-      [count(runs) for runs in (scratch, ours)] for count in (
-          lambda runs: sum(
-              PLATEAU[0] <= x <= PLATEAU[1] for run in runs for x in run),
-          lambda runs: sum(statistics.fmean(run[-5:]) > -600 for run in runs)))
+  groups = {'from scratch': ['scratch'], **{
+      words: [method for method in rows if ('meta' in method) == meta]
+      for words, meta in (
+          ('with fractional, modular and full transfer', False),
+          ('with meta-model transfer', True))}}
+  stuck, left = [], []
+  for words, methods in groups.items():
+    runs = [
+        [*run.values()] for method in methods
+        for run in target[method].values()]
+    if runs:
+      met = [PLATEAU[0] <= x <= PLATEAU[1] for run in runs for x in run]
+      stuck.append(f'{sum(met)} of {len(met)} {words}')
+      away = [statistics.fmean(run[-5:]) > -600 for run in runs]
+      left.append(f'{sum(away)} of {len(away)} {words}')
   assert (
-      f'{stuck[0]} of {sum(map(len, scratch))} evaluations from scratch and '
-      f'{stuck[1]} of {sum(map(len, ours))} with fractional transfer lie '
-      f'between {PLATEAU[0]} and {PLATEAU[1]}') in page
-  assert (
-      f'{left[0]} of {len(scratch)} runs from scratch and {left[1]} of '
-      f'{len(ours)} with fractional transfer have left it') in page
+      f'Of the evaluations {listed(stuck)} lie between {PLATEAU[0]} and '
+      f'{PLATEAU[1]}. Of the runs {listed(left)} have left it') in page
+
+
+def listed(words):
+  *some, last = words
+  return f'{", ".join(some)} and {last}' if some else last
 
 
 def test_a_push_without_end_has_the_return_of_the_plateau():
