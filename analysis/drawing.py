@@ -72,7 +72,7 @@ def draw_curves(tasks, width, looks, args):
       else:
         draw_band(
             axes, centres, scores.curve_summary(args.aggregate, values),
-            looks[method])
+            looks[method], len(methods))
     style.set_title(
         axes, style.wrapped(title(task, args), title_width(args)))
     dress(axes, args, args.ylim)
@@ -109,7 +109,8 @@ def draw_all_tasks(tasks, width, ranges, looks, args):
   """Normalised scores over all tasks, of the methods that ran all of them."""
   figure, (axes,) = grid(1, args)
   handles = {}
-  for method in reading.common_methods(tasks):
+  common = reading.common_methods(tasks)
+  for method in common:
     curves = [methods[method] for methods in tasks.values()]
     centres, values = scores.aligned(sum(curves, []), width)
     groups = np.split(values, np.cumsum([len(group) for group in curves])[:-1])
@@ -118,7 +119,7 @@ def draw_all_tasks(tasks, width, ranges, looks, args):
         for task, group in zip(tasks, groups)]
     draw_band(
         axes, centres, scores.curve_summary(args.aggregate, *groups),
-        looks[method])
+        looks[method], len(common))
     handles[label(method, args)] = mpl_lines.Line2D([], [], **looks[method])
   style.set_title(axes, f'{len(tasks)} tasks')
   dress(axes, args)
@@ -135,7 +136,8 @@ def draw_line(axes, xs, ys, look, width=None):
   axes.plot(xs, ys, linewidth=width, **single, **look)
 
 
-def draw_band(axes, xs, summary, look):
+def draw_band(axes, xs, summary, look, count):
+  """A line and its band, one of `count`: the more, the fainter the bands."""
   centre, low, high = summary
   some = np.isfinite(centre)
   draw_line(axes, xs[some], centre[some], look)
@@ -145,8 +147,8 @@ def draw_band(axes, xs, summary, look):
         xs[some], low[some], high[some], color=look['color'], linewidth=1.5)
     return
   axes.fill_between(
-      xs[some], low[some], high[some], color=look['color'], alpha=0.15,
-      linewidth=0)
+      xs[some], low[some], high[some], color=look['color'],
+      alpha=min(0.15, 0.6 / count), linewidth=0)
 
 
 def chosen_baselines(task, args):
@@ -298,7 +300,8 @@ def draw_profiles(tasks, ranges, looks, args):
         min(0, values.min()), max(1, values.max()), 201)
     for method, group in groups.items():
       draw_band(
-          axes, thresholds, scores.profile(group, thresholds), looks[method])
+          axes, thresholds, scores.profile(group, thresholds), looks[method],
+          len(groups))
       handles[label(method, args)] = mpl_lines.Line2D([], [], **looks[method])
     style.set_title(axes, f'{name.capitalize()} score')
     dress(axes, args)

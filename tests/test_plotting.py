@@ -1043,6 +1043,26 @@ def test_curves_have_a_panel_per_task_and_a_line_per_method(two_tasks):
   assert colors[0] == colors[1] == list(style.PALETTES['contrast'][:2])
 
 
+@pytest.mark.parametrize('palette', sorted(style.PALETTES))
+def test_lines_are_seen_on_the_bands_of_all_methods(tmp_path, palette):
+  methods = len(style.PALETTES[palette])
+  for method in range(methods):
+    for seed in (1, 2):
+      write_run(
+          tmp_path / f'dmc_walker_walk/m{method}/{seed}',
+          np.full(100, 100.0 * seed))
+  axes, = make(tmp_path, '--palette', palette)[0]['curves'].axes
+  mixed = np.ones(3)
+  for band in axes.collections:
+    *color, alpha = band.get_facecolor()[0]
+    mixed += alpha * (color - mixed)
+  seen = {
+      line.get_color(): np.abs(mpl_colors.to_rgb(line.get_color()) - mixed).max()
+      for line in drawn_lines(axes)}
+  assert len(axes.collections) == len(seen) == methods
+  assert min(seen.values()) > 0.2, seen
+
+
 @pytest.mark.parametrize('how, value, band', [
     ('median', 20, (15, 40)), ('iqm', 30, (10, 60)), ('True', 30, None)])
 def test_aggregates_are_drawn(two_tasks, how, value, band):
