@@ -137,7 +137,7 @@ def draw_line(axes, xs, ys, look, width=None):
 
 
 def draw_band(axes, xs, summary, look, count):
-  """A line and its band, one of `count`: the more, the fainter the bands."""
+  """Draws a line and its band, one of `count`: the more, the fainter."""
   centre, low, high = summary
   some = np.isfinite(centre)
   draw_line(axes, xs[some], centre[some], look)
