@@ -26,6 +26,16 @@ DEFINE = (
     'encoder')
 
 
+def tolerance(key, row):
+  """How far a metric may be off, as a share of it.
+
+  A processor that rounds otherwise changes the last bits of an action, and feet
+  on the ground soon make another episode of that.
+  """
+  chaotic = key.endswith('/return') and any('Hopper' in name for name in row)
+  return 0.2 if chaotic else 1e-3
+
+
 @pytest.mark.parametrize('name', SCRIPTS)
 def test_run_goes_on_as_in_the_code_that_wrote_it(name, tmp_path):
   logdir = tmp_path / name
@@ -44,8 +54,9 @@ def test_run_goes_on_as_in_the_code_that_wrote_it(name, tmp_path):
       for line in (logdir / 'metrics.jsonl').read_text().splitlines()]
   assert len(rows) == len(EXPECTED[name]['metrics'])
   for row, expected in zip(rows, EXPECTED[name]['metrics']):
-    assert {key: row[key] for key in expected} == pytest.approx(
-        expected, rel=1e-3, abs=1e-3)
+    assert {key: row[key] for key in expected} == {
+        key: pytest.approx(value, abs=1e-3, rel=tolerance(key, row))
+        for key, value in expected.items()}
   # To the bit on the machine that wrote them; others round otherwise.
   variables = checkpoints.load(logdir / 'variables.pkl')['variables']
   for key, (total, size) in EXPECTED[name]['sums'].items():

@@ -1297,12 +1297,26 @@ def test_a_long_legend_is_cut(tmp_path):
   assert (texts[10], texts[-1]) == ('run10', 'and 40 more')
 
 
+def plain_seconds(number, folder):
+  """What matplotlib takes for so many axes by itself, of a processor's time."""
+  start = time.process_time()
+  figure = mpl_figure.Figure((8.5, 0.6 * number))
+  for axes in figure.subplots(number // 3, 3).flat:
+    axes.plot(STEPS, STEPS)
+    axes.set_title('task')
+  for ending in ('png', 'pdf'):
+    figure.savefig(folder / f'plain.{ending}', dpi=style.DPI)
+  return time.process_time() - start
+
+
 def test_three_hundred_tasks_in_thirty_seconds(tmp_path):
+  """On a slow machine in twice what matplotlib takes for as many axes."""
   for index in range(300):
     write_run(tmp_path / f'task{index}' / 'm' / '0', STEPS[::5], STEPS[::5])
   start = time.process_time()
   plotting.main(['--indir', str(tmp_path), '--outdir', str(tmp_path / 'out')])
-  assert time.process_time() - start < 30
+  seconds = time.process_time() - start
+  assert seconds < 30 or seconds < 2 * 10 * plain_seconds(30, tmp_path)
 
 
 def texts_of(figure):
