@@ -1,6 +1,7 @@
 """What the machine has, asked without TensorFlow."""
 
 import os
+import pathlib
 import platform
 import re
 import shutil
@@ -22,13 +23,24 @@ def nvidia_gpus():
   return re.findall(r'^GPU \d+: (.*?)(?: \(UUID.*)?$', listed.stdout, re.M)
 
 
-def cpu():
-  """Name of the processor, where Linux tells it, or else its kind."""
+def cpu(file='/proc/cpuinfo'):
+  """Name, family and model of the processor, as far as Linux tells, or its kind.
+
+  Virtual machines give processors of several generations the same name.
+  """
   try:
-    with open('/proc/cpuinfo') as file:
-      return re.search(r'model name\s*: (.*)', file.read())[1]
-  except (OSError, TypeError):
+    text = pathlib.Path(file).read_text()
+  except OSError:
     return platform.machine()
+  name, *numbers = (
+      re.search(rf'^{key}\s*: (.*)', text, re.M)
+      for key in ('model name', 'cpu family', 'model'))
+  if not name:
+    return platform.machine()
+  if not all(numbers):
+    return name[1]
+  family, model = (number[1] for number in numbers)
+  return f'{name[1]} (family {family}, model {model})'
 
 
 def describe():

@@ -1,5 +1,7 @@
 """Several devices together make the update of one on the joined batch."""
 
+import os
+import platform
 import subprocess
 import sys
 
@@ -11,6 +13,7 @@ from common import machine
 from common.backend import tf
 from runs import devices
 
+ONEDNN = 'TF_ENABLE_ONEDNN_OPTS'
 # The devices of a process are fixed when TensorFlow starts.
 PROGRAM = '''
 import numpy as np
@@ -219,6 +222,41 @@ def test_line_about_a_machine_names_its_gpus(tmp_path, monkeypatch):
       'GPU 1: NVIDIA H200 (UUID: GPU-2)')
   assert ' cores, NVIDIA H100 80GB HBM3, NVIDIA H200, Python 3.' in (
       machine.describe())
+
+
+@pytest.mark.parametrize('text, name', [
+    ('processor\t: 0\ncpu family\t: 25\nmodel\t\t: 17\nmodel name\t: AMD EPYC\n',
+     'AMD EPYC (family 25, model 17)'),
+    ('processor\t: 0\nmodel name\t: ARMv7 rev 4\n', 'ARMv7 rev 4'),
+    ('processor\t: 0\nCPU part\t: 0xd0c\n', platform.machine())])
+def test_name_of_a_processor_tells_generations_apart(tmp_path, text, name):
+  file = tmp_path / 'cpuinfo'
+  file.write_text(text)
+  assert machine.cpu(file) == name
+  assert machine.cpu(tmp_path / 'missing') == platform.machine()
+
+
+CONVOLUTION = '''
+from common.backend import tf
+
+@tf.function
+def convolve(x, kernel):
+  return tf.nn.conv2d(x, kernel, 2, 'VALID')
+
+convolve(tf.ones([2, 64, 64, 3]), tf.ones([4, 4, 3, 8]))
+'''
+
+
+@pytest.mark.skipif(
+    platform.machine() not in ('x86_64', 'AMD64'), reason='of x86 processors')
+@pytest.mark.parametrize('given, used', [({}, True), ({ONEDNN: '0'}, False)])
+def test_convolutions_are_those_of_onednn_unless_it_is_off(given, used):
+  others = {k: v for k, v in os.environ.items() if k != ONEDNN}
+  done = subprocess.run(
+      [sys.executable, '-c', CONVOLUTION], capture_output=True, text=True,
+      check=True, env={**others, **given, 'ONEDNN_VERBOSE': '1'})
+  # Matrix products are in either case.
+  assert ('exec,cpu,convolution,' in done.stdout) == used, done.stdout
 
 
 FAILED_GROWTH = '''

@@ -328,6 +328,16 @@ def test_pages_say_how_many_runs_are_there():
   assert f'has {number} of its {len(found)} runs so far' in page
 
 
+def test_runs_that_are_compared_are_of_one_precision():
+  page = one_line('results/second_study/README.md')
+  runs = ROOT / 'results/second_study/runs/targets'
+  formats = {
+      json.loads(path.read_text())['precision_used']
+      for path in runs.rglob('config.json')}
+  only, = formats
+  assert f'all runs are of the CPU that `runs.csv` names, in {only},' in page
+
+
 def test_figures_are_drawn_from_these_runs(tmp_path):
   stored = ROOT / 'results/second_study'
   out = tmp_path / 'out'
