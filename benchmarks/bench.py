@@ -195,6 +195,23 @@ def presets(quick):
           np.median(seconds[:, 1] / seconds[:, 0]))], {}
 
 
+def onednn(quick):
+  """An update in float32 as it is, and where TensorFlow leaves oneDNN off."""
+  rows = []
+  for preset in ['debug'] if quick else ['cpu', 'small', 'paper']:
+    with contextlib.ExitStack() as stack:
+      functions = [
+          stack.enter_context(
+              measuring.updating(preset, TF_ENABLE_ONEDNN_OPTS=value))
+          for value in '01']
+      seconds = alternately(functions, rounds=2 if quick else 7)
+    rows += [
+        row(f'oneDNN, {preset}', np.median(seconds[:, 1]), 's'),
+        row(f'oneDNN, {preset}: time / without',
+            np.median(seconds[:, 1] / seconds[:, 0]))]
+  return rows, {}
+
+
 def start(quick):
   """Seconds from the command to the end of its first update; retracing."""
   presets = {'debug': None} if quick else {'paper': 15, 'cpu': 10}
@@ -368,7 +385,7 @@ def growth(quick):
 
 FIGURES = {
     'step': step, 'profile': profile, 'operations': operations,
-    'presets': presets, 'whole': whole, 'start': start,
+    'presets': presets, 'onednn': onednn, 'whole': whole, 'start': start,
     'formats': formats, 'acting': acting, 'collection': collection,
     'replay': replaying, 'rendering': rendering, 'growth': growth}
 

@@ -1,8 +1,11 @@
 """Measurements for bench.py: updates, starts, policies, collection, batches."""
 
 import collections
+import concurrent.futures
 import contextlib
+from functools import partial
 import math
+import multiprocessing
 import os
 import pathlib
 import re
@@ -135,6 +138,27 @@ def operations(config, actions=ACTIONS):
           sum(reward) + c.pcont * sum(value)),
       'imagined values': (states + returns) * sum(value),
       'value loss': returns * (2 * sum(value) - value[0])}
+
+
+@contextlib.contextmanager
+def updating(preset, **environment):
+  """A function that makes an update in a process with this environment."""
+  context = multiprocessing.get_context('spawn')
+  with concurrent.futures.ProcessPoolExecutor(1, context) as pool:
+    with mock.patch.dict(os.environ, environment):
+      pool.submit(_update_of, preset).result()
+    yield lambda: pool.submit(_update_of, preset).result()
+
+
+def _update_of(preset):
+  """An update of the agent of this process, which the first call makes."""
+  if preset not in _updates:
+    _updates[preset] = partial(
+        update, make_agent(preset), random_batch(preset))
+  return _updates[preset]()
+
+
+_updates = {}
 
 
 def matrix_product(quick, bits):

@@ -1,7 +1,9 @@
 """What the benchmark counts and writes; how fast things are is not tested."""
 
+import contextlib
 import json
 import math
+import platform
 
 import pytest
 
@@ -211,6 +213,32 @@ def test_operations_of_an_update_are_told_by_their_kinds():
 def test_presets_are_compared_in_one_run():
   before, now, ratio = [row['value'] for row in bench.presets(quick=True)[0]]
   assert before > 0 and now > 0 and 0.3 < ratio < 3
+
+
+@pytest.mark.skipif(
+    platform.machine() not in ('x86_64', 'AMD64'), reason='of x86 processors')
+@pytest.mark.parametrize('value', '01')
+def test_updates_are_made_with_the_environment_that_is_asked(value, capfd):
+  environment = dict(TF_ENABLE_ONEDNN_OPTS=value, ONEDNN_VERBOSE='1')
+  with measuring.updating('debug', **environment) as update:
+    assert update() > 0  # A loss.
+  found = 'exec,cpu,convolution,' in capfd.readouterr().out
+  assert found == (value == '1')
+
+
+def test_onednn_is_compared_with_none(monkeypatch):
+  made = []
+
+  @contextlib.contextmanager
+  def updating(preset, **environment):
+    made.append((preset, environment))
+    yield lambda: None
+
+  monkeypatch.setattr(measuring, 'updating', updating)
+  seconds, ratio = [row['value'] for row in bench.onednn(quick=True)[0]]
+  assert made == [
+      ('debug', {'TF_ENABLE_ONEDNN_OPTS': value}) for value in '01']
+  assert seconds > 0 and ratio > 0
 
 
 def test_plot(tmp_path):
