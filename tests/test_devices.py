@@ -70,7 +70,7 @@ print('equal')
 def test_two_devices_make_the_update_of_one(more):
   done = subprocess.run(
       [sys.executable, '-c', f'MORE = {more}\n{PROGRAM}'],
-      capture_output=True, text=True, env=running.environment(), timeout=300)
+      capture_output=True, text=True, env=running.environment(), timeout=600)
   assert done.returncode == 0, done.stderr
   assert done.stdout.strip().endswith('equal')
 

@@ -575,6 +575,27 @@ def test_rendering_takes_what_is_stored():
           'default / fast')], rtol=0.005)
 
 
+def test_speed_with_onednn_is_that_which_is_stored():
+  stored = {
+      row['name']: row['value'] for name in ('presets', 'step', 'onednn')
+      for row in json.loads(
+          (ROOT / f'results/speed/{name}.json').read_text())['rows']}
+  section, = re.findall(
+      '^## Processors without AVX-512$(.*?)^## ', page('speed'), re.M | re.S)
+  shown = re.findall(
+      r'^\| [^|]+ \| ([\d.]+) s \| ([\d.]+) \|$', section, re.M)
+  np.testing.assert_allclose(np.float64(shown), [
+      [stored[f'oneDNN, {preset}'], stored[f'oneDNN, {preset}: time / without']]
+      for preset in ('cpu', 'small', 'paper')], rtol=0.005)
+  slower = [
+      stored[f'oneDNN, {preset}'] / stored[name] for preset, name in (
+          ('cpu', 'presets, cpu'), ('small', 'update, small'),
+          ('paper', 'update, paper'))]
+  words = f'{min(slower):.1f} to {max(slower):.1f} times as'
+  assert f'take {words} long as in the tables above' in section
+  assert words in ' '.join(page('hours').split())
+
+
 def test_the_page_says_which_code_was_measured():
   told = dict(re.findall(
       r'^\| (\w+\.json) \| (\w+(?:, with changes)?) \|$', page('speed'), re.M))
@@ -615,7 +636,7 @@ def evaluations(run, key='test/return', until=np.inf):
 
 def test_speed_is_that_of_the_stored_benchmark():
   rows = json.loads((ROOT / 'results/speed/bench.json').read_text())['rows']
-  first, _, _, last, _ = re.split('^## .*$', page('speed'), flags=re.M)
+  first, _, _, last, *_ = re.split('^## .*$', page('speed'), flags=re.M)
   section = first + last
   stored = {row['name']: row['value'] for row in rows}
   shown = [

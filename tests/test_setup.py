@@ -33,10 +33,11 @@ def checkout(tmp_path):
 
 
 def make(folder, *words, path=(), check=True):
-  # As at a shell, also where `make test` has started the tests.
+  # As at a shell, also where `make test ARGS=… PYTHON=…` has started the tests.
   outside = {
-      key: value for key, value in os.environ.items()
-      if key not in ('MAKEFLAGS', 'MAKELEVEL', 'MFLAGS', 'MAKEOVERRIDES')}
+      key: value for key, value in os.environ.items() if key not in (
+          'MAKEFLAGS', 'MAKELEVEL', 'MFLAGS', 'MAKEOVERRIDES', 'ARGS',
+          'PYTHON')}
   done = subprocess.run(
       ['make', *words], cwd=folder, capture_output=True, text=True, env={
           **outside,
