@@ -166,16 +166,27 @@ def keep(run):
 
 def write_table(runs, out):
   """Tells of all runs how far they came, in `runs.csv`."""
-  table = []
-  for run in runs:
-    table += rows(run.results / 'run.json') if recorded(run) else [
-        dict(run=run.name, steps=reached(run), command=run.command)]
+  table = [
+      _kept_row(run) if recorded(run) else dict(
+          run=run.name, steps=reached(run), command=run.command)
+      for run in runs]
   text = io.StringIO(newline='')
   writer = csv.DictWriter(text, max(table, key=len))
   writer.writeheader()
   writer.writerows(table)
   files.make_directory(out)
   files.write_text(out / 'runs.csv', text.getvalue())
+
+
+def _kept_row(run):
+  """A row of runs.csv, of what is kept."""
+  row, *_ = rows(run.results / 'run.json')
+  command = row.pop('command')
+  saved = _saved_flags(run.results)
+  # In older runs auto was float32 (`common/precision.py`).
+  precision = saved.get('precision_used') or saved.get(
+      'precision', '').replace('auto', '32')
+  return dict(row, precision=precision, command=command)
 
 
 def thinned(lines):
@@ -189,7 +200,7 @@ def thinned(lines):
 
 
 def _summary(run):
-  """A row of runs.csv."""
+  """What run.json says of a run."""
   sessions = rows(run.logdir / 'sessions.jsonl')
   progress = checkpoints.load(Logdir(run.logdir).checkpoint)['progress']
   return dict(

@@ -528,7 +528,9 @@ def results(tmp_path, two_seeds, monkeypatch):
     agent = None
     if run.file:
       agent = agent_of(run, 6, *([{}] if 'frozen' in run.name else []))
-    write_run(run, curve(run), agent, prefill=1000)
+    # Older runs do not say what --precision auto came to.
+    used = {} if run is runs[-1] else {'precision_used': 'bfloat16'}
+    write_run(run, curve(run), agent, prefill=1000, **used)
     session = dict(commit='abc', machine='one', command=run.command)
     (run.logdir / 'sessions.jsonl').write_text(2 * (json.dumps(session) + '\n'))
   (runs[-1].logdir / 'transfer.txt').write_text('what became of it\n')
@@ -554,6 +556,7 @@ def test_complete_runs_are_kept(results):
     assert row['steps'] == str(run.flags['steps'])
     assert row['hours'] == '0.5' and row['commits'] == 'abc'
     assert row['command'] == run.command
+    assert row['precision'] == ('32' if run is runs[-1] else 'bfloat16')
     # Of several tasks it is not known whose the returns are.
     assert row['random_return'] == ('' if 'task2' in run.flags else '5.0')
 
