@@ -4,11 +4,10 @@ Every module that needs them takes them from here.
 """
 
 import os
-import platform
 import sys
 import warnings
 
-from common import terminal
+from common import machine, terminal
 
 # TensorFlow 2.20 and 2.21 load their library with global symbols, which makes
 # Mesa's software OpenGL (dm_control on a machine without a GPU) crash in the
@@ -17,9 +16,9 @@ sys.modules.setdefault('tensorflow.python.pywrap_dlopen_global_flags', None)
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 # TensorFlow Probability and our layers share Keras 2.
 os.environ.setdefault('TF_USE_LEGACY_KERAS', '1')
-# TensorFlow leaves oneDNN off where a processor has no AVX-512 VNNI, though its
-# convolutions are much faster there as well (docs/speed.md).
-if platform.machine() in ('x86_64', 'AMD64'):
+# TensorFlow leaves oneDNN off where a processor has no AVX-512 VNNI, though
+# updates are faster with it there as well (docs/speed.md).
+if machine.is_x86():
   os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '1')
 
 with terminal.silence(), warnings.catch_warnings():

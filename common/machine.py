@@ -23,8 +23,12 @@ def nvidia_gpus():
   return re.findall(r'^GPU \d+: (.*?)(?: \(UUID.*)?$', listed.stdout, re.M)
 
 
+def is_x86():
+  return platform.machine() in ('x86_64', 'AMD64')
+
+
 def cpu(file='/proc/cpuinfo'):
-  """Name, family and model of the processor, as far as Linux tells, or its kind.
+  """Name, family and model of the processor, or its kind if Linux has no name.
 
   Virtual machines give processors of several generations the same name.
   """

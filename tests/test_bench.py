@@ -3,12 +3,11 @@
 import contextlib
 import json
 import math
-import platform
 
 import pytest
 
 from benchmarks import bench, measuring
-from common import precision, terminal
+from common import machine, precision, terminal
 from common.backend import tf
 import dreamer
 
@@ -215,8 +214,7 @@ def test_presets_are_compared_in_one_run():
   assert before > 0 and now > 0 and 0.3 < ratio < 3
 
 
-@pytest.mark.skipif(
-    platform.machine() not in ('x86_64', 'AMD64'), reason='of x86 processors')
+@pytest.mark.skipif(not machine.is_x86(), reason='of x86 processors')
 @pytest.mark.parametrize('value', '01')
 def test_updates_are_made_with_the_environment_that_is_asked(value, capfd):
   environment = dict(TF_ENABLE_ONEDNN_OPTS=value, ONEDNN_VERBOSE='1')

@@ -592,7 +592,7 @@ def test_speed_with_onednn_is_that_which_is_stored():
           ('cpu', 'presets, cpu'), ('small', 'update, small'),
           ('paper', 'update, paper'))]
   words = f'{min(slower):.1f} to {max(slower):.1f} times as'
-  assert f'take {words} long as in the tables above' in section
+  assert f'take {words} long as on the newer processor' in section
   assert words in ' '.join(page('hours').split())
 
 

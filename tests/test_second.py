@@ -330,8 +330,9 @@ def test_pages_say_how_many_runs_are_there():
 
 def test_runs_that_are_compared_are_of_one_precision():
   page = one_line('results/second_study/README.md')
+  table = read_csv(ROOT / 'results/second_study/runs.csv')
   only, = {
-      row['precision'] for row in read_csv(ROOT / 'results/second_study/runs.csv')
+      row['precision'] for row in table
       if row['run'].startswith('targets/') and row['seed']}
   assert f'all runs are of the CPU that `runs.csv` names, in {only},' in page
 

@@ -168,7 +168,7 @@ class Reference:
   def __init__(self, task, seed):
     _, self._distance, self._pitch = BULLET[task]
     self._fixed = 'Pendulum' in task or 'Reacher' in task
-    # Or three in a hundred of HumanoidFlagrunHarder differ (see there).
+    # As in envs/bullet.py: else some robots differ from others of their seed.
     with bullet._filled_memory():
       self._env = gym.make(task).unwrapped
       self._env.reset()
