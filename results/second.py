@@ -35,16 +35,17 @@ PENDULUM = 'InvertedPendulumSwingupBulletEnv-v0'
 HOPPER = 'HopperBulletEnv-v0'
 BALANCE = 'dmc_cartpole_balance'
 SPARSE = 'dmc_cartpole_balance_sparse'
-WALKER = 'dmc_walker_stand'
 TARGETS = SPARSE, PENDULUM, HOPPER
 # Learned together by the source of all targets, and each by one of its own.
 SOURCES = BALANCE, POLE
-# The target on which one source is compared with several.
+SHORT = {BALANCE: 'balance', POLE: 'pole'}
+# Comparisons with scratch in the protocol: all that were run, and three that were not.
+COMPARISONS = 24
+# The target on which one source is compared with several, and what such runs and
+# their sources have of their own: the same numbers on every machine.
 SINGLES = SPARSE,
-# A source that is another robot.
-MISFIT = WALKER
-SHORT = {BALANCE: 'balance', POLE: 'pole', WALKER: 'walker'}
-# The factors ω of fractional transfer, and that of single and unfit sources.
+EXACT = dict(precision='32')
+# The factors ω of fractional transfer, and that of one source and of several.
 FACTORS = 0.0, 0.2, 0.5
 FACTOR = 0.2
 # All is copied, but the weights of actions and the actor's output.
@@ -57,23 +58,24 @@ FORMS = {
 LABELS = {
     'scratch': 'Scratch',
     **{f'fractional-{factor}': f'FTL ω={factor:g}' for factor in FACTORS},
-    'full': 'Full transfer', 'misfit': f'FTL ω={FACTOR:g}, unfit source',
+    'full': 'Full transfer',
     'meta-encoder': 'Meta-model, encoder',
     'meta-frozen': 'Meta-model, frozen autoencoder',
     'meta-trained': 'Meta-model, decoder trained',
+    'several': f'FTL ω={FACTOR:g}, both sources',
     **{f'single-{SHORT[task]}': f'FTL ω={FACTOR:g}, {SHORT[task]} alone'
        for task in SOURCES}}
 # Environment steps of a run, those of the source of several tasks together, and
 # those of an agent that gives a reward model.
 STEPS = {
-    SPARSE: 12_000, PENDULUM: 24_000, HOPPER: 12_000, BALANCE: 50_000,
-    POLE: 50_000, WALKER: 60_000}
+    SPARSE: 12_000, PENDULUM: 24_000, HOPPER: 12_000, BALANCE: 30_000,
+    POLE: 30_000}
 SHARED_STEPS = 100_000
 REWARD_STEPS = 30_000
 # Evaluations at the end of a source whose mean is its score, and the score from
 # which on a source has learned its task.
 LAST = 5
-COMPETENT = {BALANCE: 800, POLE: 800, WALKER: 700}
+COMPETENT = {BALANCE: 800, POLE: 800}
 # Of every run. With one thread it repeats bit for bit.
 FLAGS = dict(
     preset='cpu', termination=True, pcont=True, render='fast', threads=1,
@@ -138,7 +140,7 @@ def all_runs(logdir, out):
           source=str(agent.file), transfer_factor=factor, **own)
 
     singles = {
-        task: source(name, 'dreamer.py', task=task, steps=STEPS[task])
+        task: source(name, 'dreamer.py', task=task, steps=STEPS[task], **EXACT)
         for task, name in SHORT.items()}
     # Kept with the results, like the reward models: most runs start from it.
     several = source(
@@ -161,10 +163,11 @@ def all_runs(logdir, out):
         target(
             task, f'meta-{name}', 'dreamer-MMTL.py', [several, *rewards],
             n_meta=len(rewards), **encoder, **form, **models)
-      fractional(task, 'misfit', singles[MISFIT], FACTOR)
       if task in SINGLES:
+        fractional(task, 'several', several, FACTOR, **EXACT)
         for own in SOURCES:
-          fractional(task, f'single-{SHORT[own]}', singles[own], FACTOR)
+          fractional(
+              task, f'single-{SHORT[own]}', singles[own], FACTOR, **EXACT)
   for seed in MORE_SCRATCH:
     for task in TARGETS:
       add(f'targets/{task}/scratch', 'dreamer.py', seed, task=task,
@@ -224,41 +227,32 @@ def draw_findings(runs, out):
 def findings(runs, out):
   """A row for each comparison with scratch in the tables of the figures.
 
-  Until all comparisons of the protocol have all of their runs, p is corrected
-  by their number (Bonferroni), which is never below what Holm's correction
-  will be. So a comparison with all of its own runs is decided before the others
-  have theirs, and one without has no p and no finding yet.
+  p is multiplied by the number of comparisons in the protocol (Bonferroni). So
+  each is decided as soon as it has all of its own runs, and one without has no p
+  and no finding yet.
   """
   path = out / 'figures' / 'targets' / 'transfer.csv'
   if not path.exists():
     return []
   planned = collections.Counter(
       tuple(run.name.split('/')[1:3]) for run in runs
-      if run.name.startswith('targets/') and '/single-' not in run.name)
-  number = sum(method != 'scratch' for _, method in planned)
+      if run.name.startswith('targets/'))
   with files.reading(path):
     table = list(csv.DictReader(path.read_text(encoding='utf-8').splitlines()))
-  rows, corrected = [], {}
+  rows = []
   for row in table:
     task, method = row['task'], row['method']
     ours, scratch = planned[task, method], planned[task, 'scratch']
     area, final = (
         tuple(float(row[name + end]) for end in ('', '_low', '_high'))
         for name in ('area_ratio', 'final_difference'))
-    if (int(row['runs']), int(row['scratch_runs'])) == (ours, scratch):
-      corrected[task, method] = min(1.0, number * float(row['p']))
+    complete = (int(row['runs']), int(row['scratch_runs'])) == (ours, scratch)
+    p = min(1.0, COMPARISONS * float(row['p'])) if complete else math.nan
     rows.append(dict(
         task=task, method=method, runs=f'{row["runs"]} of {ours}',
         scratch_runs=f'{row["scratch_runs"]} of {scratch}', area_ratio=area,
-        final_difference=final))
-  if len(corrected) == number:
-    corrected = {
-        (row['task'], row['method']): float(row['p_holm']) for row in table}
-  for row in rows:
-    p = corrected.get((row['task'], row['method']), math.nan)
-    row['p_corrected'] = p
-    row['finding'] = (
-        'runs missing' if math.isnan(p) else finding(row['area_ratio'], p))
+        final_difference=final, p_corrected=p,
+        finding='runs missing' if math.isnan(p) else finding(area, p)))
   return rows
 
 
@@ -299,10 +293,10 @@ def drawings(out):
         *(word for name in methods for word in (name, LABELS[name]))]]
 
   singles = [name for name in LABELS if name.startswith('single-')]
-  others = [name for name in LABELS if name not in singles]
+  others = [name for name in LABELS if name not in ('several', *singles)]
   return [
       *plot('targets', TARGETS, 'scratch', others, '--profiles'),
-      *plot('single', SINGLES, f'fractional-{FACTOR}', singles)]
+      *plot('single', SINGLES, 'several', singles)]
 
 
 def trial(config):
