@@ -360,7 +360,7 @@ class Dreamer(saving.Saved):
 
   def gradients(self, data, seed):
     """Gradients of the losses of a batch, `{part: [gradient]}`, and metrics."""
-    with tf.GradientTape(persistent=True) as tape:
+    with tools.gradient_tape() as tape:
       losses, metrics = self.losses(data, seed)
     grads = {}
     for name, optimizer in self.optimizers.items():

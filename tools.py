@@ -305,6 +305,31 @@ class Generators:
     self.calls = dict(zip((False, True), state))
 
 
+class GraphTape:
+  """Has the interface of a persistent tape, for what is computed in a graph.
+
+  A graph is its own record. With a tape, TensorFlow builds the gradients of each
+  scan three times, in case that they are differentiated as well.
+  """
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *error):
+    pass
+
+  def gradient(self, target, sources, output_gradients):
+    """Gradients of a scalar [] by variables, None where it has none."""
+    return tf.gradients(target, sources, output_gradients)
+
+
+def gradient_tape():
+  """A context; its `gradient` may be called more than once afterwards."""
+  return (
+      tf.GradientTape(persistent=True) if tf.executing_eagerly()
+      else GraphTape())
+
+
 class Optimizer:
   """Adam on named variables: clipping, weight decay, loss scaling, skipping.
 
