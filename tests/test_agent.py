@@ -1126,7 +1126,7 @@ def test_graph_makes_the_same_update(compiled):
 
 
 def test_gradients_of_scans_are_built_once(compiled):
-  """Not for gradients of gradients too, which cost a third of the start."""
+  """Not for gradients of gradients too, a third of the time of tracing."""
   agent = make_agent()
   agent._make_optimizers()
   graph = agent._train.get_concrete_function(
