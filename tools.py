@@ -308,8 +308,8 @@ class Generators:
 class GraphTape:
   """Has the interface of a persistent tape, for what is computed in a graph.
 
-  A graph is its own record. With a tape, TensorFlow builds the gradients of each
-  scan three times, in case that they are differentiated as well.
+  A graph is its own record. Under a persistent tape TensorFlow builds the
+  gradients of each scan several times, in case they are differentiated as well.
   """
 
   def __enter__(self):

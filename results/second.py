@@ -39,10 +39,10 @@ TARGETS = SPARSE, PENDULUM, HOPPER
 # Learned together by the source of all targets, and each by one of its own.
 SOURCES = BALANCE, POLE
 SHORT = {BALANCE: 'balance', POLE: 'pole'}
-# Comparisons with scratch in the protocol: all that were run, and three that were not.
+# Comparisons with scratch in the protocol, of which three are not run.
 COMPARISONS = 24
-# The target on which one source is compared with several, and what such runs and
-# their sources have of their own: the same numbers on every machine.
+# The target on which one source is compared with several, and the flag of such
+# runs and their sources of one task: --precision auto differs by machine.
 SINGLES = SPARSE,
 EXACT = dict(precision='32')
 # The factors ω of fractional transfer, and that of one source and of several.
@@ -58,8 +58,7 @@ FORMS = {
 LABELS = {
     'scratch': 'Scratch',
     **{f'fractional-{factor}': f'FTL ω={factor:g}' for factor in FACTORS},
-    'full': 'Full transfer',
-    'meta-encoder': 'Meta-model, encoder',
+    'full': 'Full transfer', 'meta-encoder': 'Meta-model, encoder',
     'meta-frozen': 'Meta-model, frozen autoencoder',
     'meta-trained': 'Meta-model, decoder trained',
     'several': f'FTL ω={FACTOR:g}, both sources',
@@ -228,8 +227,8 @@ def findings(runs, out):
   """A row for each comparison with scratch in the tables of the figures.
 
   p is multiplied by the number of comparisons in the protocol (Bonferroni). So
-  each is decided as soon as it has all of its own runs, and one without has no p
-  and no finding yet.
+  each is decided as soon as it has all of its own runs, and one without them
+  has no p and no finding yet.
   """
   path = out / 'figures' / 'targets' / 'transfer.csv'
   if not path.exists():
