@@ -42,12 +42,12 @@ def applied():
 
 
 def save(figure, stem):
-  """Writes PNG and PDF."""
+  """Writes PNG and PDF, whose bytes follow from the figure alone."""
   # Agg draws no more than 65,536 pixels either way.
   dpi = min(DPI, 6e4 / max(figure.get_size_inches()))
   with applied():
-    for ending in ('.png', '.pdf'):
-      figure.savefig(f'{stem}{ending}', dpi=dpi)
+    figure.savefig(f'{stem}.png', dpi=dpi)
+    figure.savefig(f'{stem}.pdf', dpi=dpi, metadata={'CreationDate': None})
 
 
 def ticks(most):

@@ -1288,6 +1288,19 @@ def test_two_hundred_long_runs_in_twenty_seconds(tmp_path):
   assert time.process_time() - start < 20
 
 
+def test_drawing_again_changes_no_file(tmp_path, monkeypatch):
+  write_run(tmp_path / 'logs' / 'run', [1, 2], [1, 2])
+  figure = make(tmp_path / 'logs')[0]['curves']
+  for name, date in ('now', '100000'), ('later', '200000'):
+    # The date that matplotlib takes for today's.
+    monkeypatch.setenv('SOURCE_DATE_EPOCH', date)
+    style.save(figure, tmp_path / name)
+  for ending in '.png', '.pdf':
+    now, later = (
+        (tmp_path / f'{name}{ending}').read_bytes() for name in ('now', 'later'))
+    assert now == later
+
+
 def test_a_long_legend_is_cut(tmp_path):
   for index in range(100):
     write_run(tmp_path / 'logs' / f'run{index}', [1, 2])
