@@ -235,6 +235,7 @@ def pairs(out):
     row = dict(
         edition=edition, target=target(run), family=family(run),
         omega=run.flags.get('transfer_factor', np.nan),
+        precision=run.flags.get('precision', 'auto'),
         source=read_by(run)[0].name, seed=run.flags['seed'],
         **{name: best(name, values) for name in MEASURES})
     group = tuple(str(row[name]) for name in STRATUM)
@@ -250,7 +251,7 @@ def pairs(out):
 
 
 # Pairs that differ in nothing but the source and its seed.
-STRATUM = 'edition', 'target', 'family', 'omega'
+STRATUM = 'edition', 'target', 'family', 'omega', 'precision'
 
 
 def best(name, values):
@@ -269,9 +270,9 @@ def correlations(frame):
 
   `rho` is 1 if a measure puts all in the order of what they gained, whether
   more or less of it is better. `sources of a target` compares pairs that
-  differ in the source alone (edition, target, method and ω are the same), the
-  question that rank.py is asked; `all pairs` also compares targets and ω, if
-  there are several targets.
+  differ in the source alone (edition, target, method, ω and --precision are the
+  same), the question that rank.py is asked; `all pairs` also compares targets
+  and ω, if there are several targets.
   `finding` says whether the 95 % interval lies above or below 0; intervals are
   not corrected for their number.
   """

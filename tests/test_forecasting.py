@@ -126,7 +126,8 @@ def frame(**columns):
   """Pairs of six sources on two targets; image_r2 orders them on each."""
   rows = [
       dict(edition='x', target=target, family='fractional', omega=0.2,
-           source=str(source), seed=source, area_ratio=source + shift + 1.0,
+           precision='auto', source=str(source), seed=source,
+           area_ratio=source + shift + 1.0,
            **{**dict.fromkeys(MEASURES, np.nan), 'image_r2': source - shift})
       for target, shift in (('a', 0.0), ('b', 100.0)) for source in range(6)]
   return pd.DataFrame(rows).assign(**columns)
@@ -156,6 +157,14 @@ def test_sources_of_a_target_and_all_pairs():
   assert row['rho'] == (1, 1, 1) and row['finding'] == 'forecasts'
   assert (row['sources'], row['targets']) == (6, 2)
   assert rows['image_r2', forecasting.ACROSS]['rho'][0] < 0
+
+
+def test_runs_of_two_precisions_are_not_compared_with_each_other():
+  table = frame(target='a')
+  assert found(table)['image_r2', forecasting.WITHIN]['rho'][0] < 0
+  precisions = np.repeat(['auto', '32'], 6)
+  rows = found(frame(target='a', precision=precisions))
+  assert rows['image_r2', forecasting.WITHIN]['rho'] == (1, 1, 1)
 
 
 def test_a_source_alone_at_its_target_is_compared_with_none():
