@@ -272,7 +272,8 @@ def correlations(frame):
   more or less of it is better. `sources of a target` compares pairs that
   differ in the source alone (edition, target, method, ω and --precision are the
   same), the question that rank.py is asked; `all pairs` also compares targets
-  and ω, if there are several targets.
+  and ω, if there are several targets. The interval of the first is for these
+  targets and other sources, that of the second for other targets as well.
   `finding` says whether the 95 % interval lies above or below 0; intervals are
   not corrected for their number.
   """
@@ -288,11 +289,12 @@ def correlations(frame):
         targets = own.target.nunique()
         if targets < (1 if compared == WITHIN else 2):
           continue
+        strata, redrawn = (
+            (STRATUM, ()) if compared == WITHIN else ((), ('target',)))
         rho = correlation(
             own[measure].to_numpy() * (1 if more else -1),
-            own.area_ratio.to_numpy(),
-            codes(own, STRATUM if compared == WITHIN else ()),
-            codes(own, ('edition', 'source')))
+            own.area_ratio.to_numpy(), codes(own, strata),
+            codes(own, ('edition', 'source')), codes(own, redrawn))
         rows.append(dict(
             family=name, measure=measure, compared=compared, pairs=len(own),
             sources=len(own.groupby(['edition', 'source'])), targets=targets,
@@ -315,21 +317,22 @@ def finding(rho):
   return 'forecasts' if rho[1] > 0 else 'misleads' if rho[2] < 0 else 'open'
 
 
-def correlation(xs, ys, strata, clusters):
+def correlation(xs, ys, strata, sources, targets):
   """Spearman's rank correlation within strata: `(rho, low, high)`.
 
   Ranks, means of ties, are taken in each stratum and centred there; with one
-  stratum it is Spearman's rho. Pairs of the same source are not independent:
-  the 95 % bootstrap interval redraws whole sources. It does not know that
-  sources which learned the same tasks resemble each other. With fewer than
-  `LEAST` sources nothing can be said, and the interval is NaN; so it is where
-  more than a tenth of the redrawn samples do not vary. rho is NaN if `xs` or
-  `ys` do not vary.
+  stratum it is Spearman's rho. Pairs of the same source are not independent, nor
+  are those of the same target: the 95 % bootstrap interval redraws whole sources
+  and whole targets (Owen 2007, "The pigeonhole bootstrap"), or sources alone if
+  all `targets` are 0. It does not know that sources which learned the same tasks
+  resemble each other. With fewer than `LEAST` sources nothing can be said, and
+  the interval is NaN; so it is where more than a tenth of the redrawn samples do
+  not vary. rho is NaN if `xs` or `ys` do not vary.
 
   Args:
     xs, ys: numbers `[N]`.
-    strata, clusters: integers `[N]` from 0: which pairs are compared, and
-      which are redrawn together.
+    strata, sources, targets: integers `[N]` from 0: which pairs are compared,
+      and which are redrawn together.
   """
   same = strata[:, None] == strata
   # Half of how many are below a number, less how many are above.
@@ -345,13 +348,15 @@ def correlation(xs, ys, strata, clusters):
     return (weights * left * right).sum(-1) / np.where(
         spread > 0, spread, np.nan)
 
-  count = clusters.max() + 1
   found = rho(np.ones((1, len(xs))))[0]
-  if count < LEAST or np.isnan(found):
+  if sources.max() + 1 < LEAST or np.isnan(found):
     return found, np.nan, np.nan
-  times = np.random.default_rng(0).multinomial(
-      count, np.full(count, 1 / count), scores.RESAMPLES)
-  drawn = rho(times[:, clusters].astype(float))
+  rng, weights = np.random.default_rng(0), 1.0
+  for own in sources, targets:
+    count = own.max() + 1
+    weights = weights * rng.multinomial(
+        count, np.full(count, 1 / count), scores.RESAMPLES)[:, own]
+  drawn = rho(weights)
   if np.isnan(drawn).mean() > 0.1:
     return found, np.nan, np.nan
   return found, *np.nanpercentile(drawn, (2.5, 97.5))

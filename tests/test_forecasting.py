@@ -52,12 +52,14 @@ def read_csv(name):
 # Correlations
 
 
-def correlation(xs, ys, strata=None, clusters=None):
+def correlation(xs, ys, strata=None, sources=None, targets=None):
   count = len(xs)
+  one = np.zeros(count, int)
   return forecasting.correlation(
       np.array(xs, float), np.array(ys, float),
-      np.zeros(count, int) if strata is None else np.array(strata),
-      np.arange(count) if clusters is None else np.array(clusters))
+      one if strata is None else np.array(strata),
+      np.arange(count) if sources is None else np.array(sources),
+      one if targets is None else np.array(targets))
 
 
 def test_perfect_order_is_one_and_the_reverse_minus_one():
@@ -102,8 +104,20 @@ def test_runs_of_the_same_source_do_not_narrow_the_interval():
   xs, ys = rng.normal(size=(2, 8))
   alone = correlation(xs, ys)
   often = correlation(
-      np.tile(xs, 10), np.tile(ys, 10), clusters=np.tile(np.arange(8), 10))
+      np.tile(xs, 10), np.tile(ys, 10), sources=np.tile(np.arange(8), 10))
   assert often == pytest.approx(alone)
+
+
+def test_order_of_few_targets_has_a_wide_interval():
+  """Ten sources on three targets, whose order alone a measure tells."""
+  rng = np.random.default_rng(0)
+  sources, targets = np.tile(np.arange(10), 3), np.repeat(np.arange(3), 10)
+  xs, ys = 9 * targets + rng.normal(size=(2, 30))
+  rho, low, _ = correlation(xs, ys, sources=sources)
+  assert rho > low > 0.5
+  other = correlation(xs, ys, sources=sources, targets=targets)
+  # One in nine samples has one target alone.
+  assert other[0] == rho and other[1] < 0
 
 
 def test_few_sources_have_no_interval():
@@ -111,7 +125,7 @@ def test_few_sources_have_no_interval():
   for count, known in ((few, False), (few + 1, True)):
     rho, low, high = correlation(
         np.arange(2 * count), np.arange(2 * count),
-        clusters=np.repeat(np.arange(count), 2))
+        sources=np.repeat(np.arange(count), 2))
     assert rho == 1 and np.isfinite([low, high]).all() == known
 
 
