@@ -315,19 +315,15 @@ def test_trial_showed_what_the_page_says():
     assert words.format(f'{step:,}') in page
 
 
-def test_pages_say_how_many_runs_are_there():
+def test_all_runs_of_the_table_are_reported():
   out = ROOT / 'results/second_study'
-  found = second.all_runs(pathlib.Path('logdir'), out)
-  number = sum(map(keeping.recorded, found))
-  page = one_line('results/second_study/README.md')
-  assert f'{number} of its {len(found)} runs are there' in page
-  assert f'The other {len(found) - number} runs are sources' in page
-  for run in found:
-    if not keeping.recorded(run):
-      assert re.search(
-          'sources/(balance|pole)/|/(single-.*|several)/', run.name)
-  page = one_line('results/README.md')
-  assert f'has {number} of its {len(found)} runs so far' in page
+  found = second.all_runs(pathlib.Path('logdir/second'), out)
+  assert [run.name for run in found if not keeping.recorded(run)] == []
+  table = read_csv(out / 'runs.csv')
+  assert [row['run'] for row in table] == [run.name for run in found]
+  for row in table:
+    assert re.fullmatch(r'[0-9a-f]{7,}( [0-9a-f]{7,})*', row['commits'])
+  assert f'has {len(found)} runs' in one_line('results/README.md')
 
 
 def test_runs_that_are_compared_are_of_one_precision():
@@ -729,6 +725,56 @@ def test_sources_learned_what_the_page_says():
       f'{score:.0f}' for score, learned in zip(rows[second.POLE], pole)
       if not learned]
   assert f'(the others have {" and ".join(below)}, whole' in page
+
+
+def test_several_sources_came_out_as_the_page_says():
+  out = ROOT / 'results/second_study'
+  page = one_line('results/second_study/README.md')
+  table = {
+      row['method']: row
+      for row in read_csv(out / 'figures/single/transfer.csv')}
+  assert {row['runs'] for row in table.values()} == {str(len(second.SEEDS))}
+  ratios = {}
+  for (method, row), finding in zip(
+      table.items(), ('undecided', 'several help'), strict=True):
+    area, final = (
+        [float(row[name + end]) for end in ('', '_low', '_high')]
+        for name in ('area_ratio', 'final_difference'))
+    p = min(1, len(table) * float(row['p']))
+    # harms: less than from both sources.
+    assert second.finding(area, p) == {
+        'several help': 'harms'}.get(finding, finding)
+    name = method.removeprefix('single-')
+    assert ' | '.join([
+        f'| {name} alone', '{:.2f} [{:.2f}, {:.2f}]'.format(*area),
+        '{:.0f} [{:.0f}, {:.0f}]'.format(*final), f'{p:.2g}',
+        f'{finding} |']) in page
+    ratios[name] = area[0]
+  target = evaluations(second.SPARSE)
+  several, balance, pole = (
+      overall(target[method])
+      for method in ('several', 'single-balance', 'single-pole'))
+  known = several + balance
+  less = sum(run < min(known) for run in pole)
+  assert (
+      f'of their evaluations of {min(pole):.0f} to {max(pole):.0f}, from both '
+      f'sources {min(several):.0f} to {max(several):.0f}; {WORDS[less]} of those '
+      f'{WORDS[len(pole)]} have less than each of the {len(known)} runs from a '
+      f'source that knows the robot ({min(known):.0f} or above)') in page
+  assert (
+      f'From balance alone they are {min(balance):.0f} to {max(balance):.0f}.'
+      ) in page
+  learned = {row['source']: row for row in read_csv(out / 'sources.csv')}
+  assert learned['pole']['learned'] == '5 of 5'
+  scores = [float(text) for text in learned['balance']['scores'].split(', ')]
+  low = [score for score in scores if score < second.COMPETENT[second.BALANCE]]
+  assert (
+      f'{WORDS[len(scores) - len(low)]} of the {WORDS[len(scores)]} of balance '
+      f'alone have (the others have {listed([f"{x:.0f}" for x in low])})') in page
+  assert f'gives {ratios["pole"]:.1f} times the area' in one_line('README.md')
+  page = one_line('docs/transfer.md')
+  assert f'({ratios["pole"]:.2f} times its area)' in page
+  assert f'robot itself ({ratios["balance"]:.2f})' in page
 
 
 # With small agents, and another simulator: dm_control may lack OpenGL.
