@@ -394,6 +394,14 @@ def test_first_target_came_out_as_the_page_says():
   assert (
       f'each of the {len(scratch)} from scratch ({max(scratch):.0f} or below)'
       in page)
+  scores, = [
+      row['scores'].split(', ')
+      for row in read_csv(ROOT / 'results/second_study/sources.csv')
+      if (row['source'], row['task']) == ('several', second.BALANCE)]
+  learned = sum(
+      float(score) >= second.COMPETENT[second.BALANCE] for score in scores)
+  number = len(transfer) * learned // len(scores)
+  assert f'for the {number} whose source has learned to balance' in page
   first = {
       method: [next(step for step, value in run.items() if value >= 990)
                for run in runs.values() if max(run.values()) >= 990]
