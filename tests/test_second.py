@@ -324,6 +324,13 @@ def test_all_runs_of_the_table_are_reported():
   for row in table:
     assert re.fullmatch(r'[0-9a-f]{7,}( [0-9a-f]{7,})*', row['commits'])
   assert f'has {len(found)} runs' in one_line('results/README.md')
+  hours = [
+      float(row['hours']) for row in table
+      if not row['run'].startswith('sources/reward-')]
+  assert (
+      f'The {len(hours)} of the CPU took {sum(hours):.0f} hours of a core '
+      f'(`runs.csv`), so {sum(hours) / 2:.0f} of two cores, of the twelve') in (
+          one_line('results/second_study/README.md'))
 
 
 def test_runs_that_are_compared_are_of_one_precision():
