@@ -413,19 +413,20 @@ def picture(frame, cols=4):
     more, low, high = MEASURES[name][0], frame[name].min(), frame[name].max()
     if not more and low > 0:
       axes.set_xscale('log')
-    if more and low < -20:
+      axes.xaxis.set_major_locator(
+          round_numbers(powers=high > 50 * low) if high > 5 * low
+          else style.ticks(4))
+    elif more and low < -20:
       # 1 is the best, and there is no worst.
       axes.set_xscale('symlog', linthresh=1)
       axes.set_xlim(1.6 * low, 1.1)
       axes.xaxis.set_major_locator(
           mpl_ticker.SymmetricalLogLocator(base=10, linthresh=1))
-    elif not more and low > 0 and high > 5 * low:
-      axes.xaxis.set_major_locator(round_numbers(low, high))
     else:
       axes.xaxis.set_major_locator(style.ticks(4))
     if lowest > 0:
       axes.set_yscale('log')
-      axes.yaxis.set_major_locator(mpl_ticker.LogLocator(subs=(1, 2, 5)))
+      axes.yaxis.set_major_locator(round_numbers())
       axes.set_ylim(0.8 * lowest, 1.25 * highest)
     for axis in axes.xaxis, axes.yaxis:
       axis.set_minor_locator(mpl_ticker.NullLocator())
@@ -445,9 +446,9 @@ def picture(frame, cols=4):
   return figure
 
 
-def round_numbers(low, high):
-  """A locator on a logarithmic axis: powers of ten alone where it is long."""
-  return mpl_ticker.LogLocator(subs=(1, 2, 5) if high < 50 * low else (1,))
+def round_numbers(powers=False):
+  """A locator for a logarithmic axis, of powers of ten alone if asked."""
+  return mpl_ticker.LogLocator(subs=(1,) if powers else (1, 2, 5))
 
 
 if __name__ == '__main__':

@@ -421,6 +421,18 @@ def test_tables_are_drawn_again_without_sources_and_tensorflow(elsewhere):
       assert (folder / name).stat().st_size > 5000
 
 
+def test_numbers_on_the_axes_do_not_overlap():
+  figure = forecasting.picture(pd.read_csv(STORED / 'pairs.csv'))
+  figure.canvas.draw()
+  for axes in figure.axes:
+    low, high = axes.get_xlim()
+    boxes = sorted(
+        (label.get_window_extent() for label in axes.get_xticklabels()
+         if low <= label.get_position()[0] <= high), key=lambda box: box.x0)
+    for left, right in zip(boxes, boxes[1:]):
+      assert left.x1 < right.x0
+
+
 def test_correlations_are_those_of_the_page():
   text = ' '.join(PAGE.split())
   table = read_csv('correlations.csv')
