@@ -18,7 +18,7 @@ BALANCE := --task InvertedPendulumBulletEnv-v0 --termination True --steps 4e4 \
 CONTROL := --task dmc_cartpole_balance --render fast --steps 4e4 \
   --eval_every 2500 --eval_episodes 3
 
-.PHONY: help train test slow chaos soak bench study second learn try-transfer pybullet clean
+.PHONY: help train test slow chaos soak bench study second competent learn try-transfer pybullet clean
 
 help:  ## Lists the targets.
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | column -t -s $$'\t'
@@ -47,6 +47,9 @@ study: $(READY)  ## Runs what is missing of the study in results/; may be stoppe
 
 second: $(READY)  ## The same for the second study, of agents that learn.
 	$(RUN) -m results.second $(ARGS)
+
+competent: $(READY)  ## Its transfer again, from sources that have all learned.
+	$(RUN) -m results.competent $(ARGS)
 
 learn: $(READY)  ## Runs what is missing of the table of what a core learns.
 	$(RUN) -m results.learn $(ARGS)

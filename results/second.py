@@ -133,10 +133,9 @@ def all_runs(logdir, out):
           f'targets/{task}/{name}', script, seed, task=task, steps=STEPS[task],
           after=after, **own)
 
-    def fractional(task, name, agent, factor, **own):
-      target(
-          task, name, 'dreamer-FTL.py', [agent], transfer=True,
-          source=str(agent.file), transfer_factor=factor, **own)
+    def fractional(task, name, agent):
+      target(task, name, 'dreamer-FTL.py', [agent],
+             **fraction(agent.file, FACTOR), **EXACT)
 
     singles = {
         task: source(name, 'dreamer.py', task=task, steps=STEPS[task], **EXACT)
@@ -145,33 +144,50 @@ def all_runs(logdir, out):
     several = source(
         'several', 'dreamer-multi-task.py', out, steps=SHARED_STEPS,
         **commands.numbered('task', SOURCES))
-    encoder = dict(encoder=str(several.file))
     rewards = [
         source(f'reward-{SHORT[task]}', 'dreamer-MMTL.py', out, task=task,
-               steps=REWARD_STEPS, after=[several], n_meta=0, **encoder)
+               steps=REWARD_STEPS, after=[several], n_meta=0,
+               encoder=str(several.file))
         for task in SOURCES]
-    models = commands.numbered(
-        'meta', [str(reward.file) for reward in rewards])
     for task in TARGETS:
       target(task, 'scratch', 'dreamer.py')
-      for factor in FACTORS:
-        fractional(task, f'fractional-{factor}', several, factor)
-      target(task, 'full', 'dreamer-FTL.py', [several], transfer=True,
-             source=str(several.file), **FULL)
-      for name, form in FORMS.items():
-        target(
-            task, f'meta-{name}', 'dreamer-MMTL.py', [several, *rewards],
-            n_meta=len(rewards), **encoder, **form, **models)
+      for name, (script, after, own) in methods(several, rewards).items():
+        target(task, name, script, after, **own)
       if task in SINGLES:
-        fractional(task, 'several', several, FACTOR, **EXACT)
+        fractional(task, 'several', several)
         for own in SOURCES:
-          fractional(
-              task, f'single-{SHORT[own]}', singles[own], FACTOR, **EXACT)
+          fractional(task, f'single-{SHORT[own]}', singles[own])
   for seed in MORE_SCRATCH:
     for task in TARGETS:
       add(f'targets/{task}/scratch', 'dreamer.py', seed, task=task,
           steps=STEPS[task])
   return runs
+
+
+def methods(several, rewards):
+  """The methods of transfer: `{name: (script, runs that it reads, flags)}`.
+
+  Args:
+    several: run of the source of several tasks.
+    rewards: runs that give reward models on its autoencoder.
+  """
+  models = dict(
+      n_meta=len(rewards), encoder=str(several.file),
+      **commands.numbered('meta', [str(reward.file) for reward in rewards]))
+  return {
+      **{f'fractional-{factor}': (
+          'dreamer-FTL.py', [several], fraction(several.file, factor))
+         for factor in FACTORS},
+      'full': ('dreamer-FTL.py', [several], dict(
+          transfer=True, source=str(several.file), **FULL)),
+      **{f'meta-{name}': (
+          'dreamer-MMTL.py', [several, *rewards], {**models, **form})
+         for name, form in FORMS.items()}}
+
+
+def fraction(file, factor):
+  """Flags of fractional transfer from the agent in a file."""
+  return dict(transfer=True, source=str(file), transfer_factor=factor)
 
 
 # Figures and tables

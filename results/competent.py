@@ -1,0 +1,78 @@
+"""Runs transfer of the second study again, from sources that have learned.
+
+python3 -m results.competent --logdir ./logdir/competent  runs what is missing
+python3 -m results.competent --do list                    a command a line
+python3 -m results.competent --do keep                    keeps what is complete
+
+Sources of the second study that had not learned both of their tasks are trained
+on, and all methods start from them again. It may be stopped at any moment, its
+runs save themselves; the same command continues. Any of its commands may as
+well be typed by hand.
+"""
+
+import os
+import pathlib
+
+from common import terminal
+from results import commands, second
+
+# Seeds of the targets, and of the sources that are trained on.
+SEEDS = {20: 120, 21: 121, 23: 123}
+# Where the sources are, and how many environment steps they are given more.
+STUDY = pathlib.Path('./results/second_study')
+LONGER_STEPS = 60_000
+# The whole agent is copied.
+WHOLE = dict(second.FULL, reset='')
+
+
+def define_config():
+  return commands.define_config(
+      './logdir/competent', './results/competent',
+      len(os.sched_getaffinity(0)))
+
+
+def main(argv):
+  config = define_config().command(argv, __doc__)
+  runs = all_runs(config.logdir, config.out)
+  chosen = commands.select(runs, config.only)
+  return commands.follow(chosen, config, 'study', runs)
+
+
+def all_runs(logdir, out):
+  """The runs of the table: sources, reward models, targets seed by seed."""
+
+  def make(name, script, seed, after=(), file=None, **own):
+    return commands.make_run(
+        logdir, out, name, script,
+        {**second.FLAGS, **second.EXACT, 'seed': seed, **own}, after, file)
+
+  def source(name, script, seed, after=(), **own):
+    return make(f'sources/{name}', script, seed, after,
+                out / 'sources' / str(seed) / f'{name}.pkl', **own)
+
+  longer = {
+      seed: source(
+          'longer', 'dreamer-FTL.py', earlier, steps=LONGER_STEPS,
+          **commands.numbered('task', second.SOURCES), transfer=True,
+          source=str(STUDY / 'sources' / str(earlier) / 'several.pkl'), **WHOLE)
+      for seed, earlier in SEEDS.items()}
+  rewards = {
+      seed: [
+          source(f'longer-reward-{second.SHORT[task]}', 'dreamer-MMTL.py',
+                 SEEDS[seed], [several], steps=second.REWARD_STEPS, task1=task,
+                 n_meta=0, encoder=str(several.file))
+          for task in second.SOURCES]
+      for seed, several in longer.items()}
+  targets = [
+      make(f'targets/{task}/{name}', script, seed, after,
+           steps=second.STEPS[task], task1=task, **own)
+      for seed in SEEDS
+      for name, (script, after, own) in second.methods(
+          longer[seed], rewards[seed]).items()
+      for task in second.TARGETS]
+  return [*longer.values(), *(run for two in rewards.values() for run in two),
+          *targets]
+
+
+if __name__ == '__main__':
+  terminal.run(main)
