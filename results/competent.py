@@ -3,6 +3,7 @@
 python3 -m results.competent --logdir ./logdir/competent  runs what is missing
 python3 -m results.competent --do list                    a command a line
 python3 -m results.competent --do keep                    keeps what is complete
+python3 -m results.competent --do draw                    figures of --out
 
 Sources of the second study that had not learned both of their tasks are trained
 on, and all methods start from them again. It may be stopped at any moment, its
@@ -13,8 +14,8 @@ well be typed by hand.
 import os
 import pathlib
 
-from common import terminal
-from results import commands, second
+from common import files, terminal
+from results import commands, keeping, second
 
 # Seeds of the targets, and of the sources that are trained on.
 SEEDS = {20: 120, 21: 121, 23: 123}
@@ -34,6 +35,8 @@ def define_config():
 def main(argv):
   config = define_config().command(argv, __doc__)
   runs = all_runs(config.logdir, config.out)
+  if config.do == 'draw':
+    return draw(runs, config.out)
   chosen = commands.select(runs, config.only)
   return commands.follow(chosen, config, 'study', runs)
 
@@ -72,6 +75,54 @@ def all_runs(logdir, out):
       for task in second.TARGETS]
   return [*longer.values(), *(run for two in rewards.values() for run in two),
           *targets]
+
+
+# Figures and tables
+
+
+def draw(runs, out):
+  """Draws these runs and those of the second study that count here as well.
+
+  `compared` gets a link to each, as TASK/METHOD/SEED.
+  """
+  runs = [*runs, *counted(runs)]
+  targets = out / 'compared'
+  for run in runs:
+    kind, name = run.name.split('/', 1)
+    if kind == 'targets' and keeping.recorded(run):
+      link(targets / name, run.results)
+  second.draw_sources(runs, out)
+  # The runs here are in float32, those of the second study in bfloat16.
+  status = commands.draw(
+      second.drawings(
+          targets, out / 'figures', f'{second.MERGED}|precision'), out)
+  second.draw_findings(runs, out)
+  return status
+
+
+def counted(runs):
+  """The runs of the second study that count here as well.
+
+  Those whose source had learned, of the methods of `runs`, such sources
+  themselves, and all runs from scratch.
+  """
+  methods = {run.name.rsplit('/', 1)[0] for run in runs} | {'sources/several'}
+  seeds = {
+      seed for pair in second.SEEDS.items() if pair not in SEEDS.items()
+      for seed in pair}
+  return [
+      run for run in second.all_runs(pathlib.Path('./logdir/second'), STUDY)
+      for method, seed in [run.name.rsplit('/', 1)]
+      if method.endswith('/scratch')
+      or method in methods and int(seed) in seeds]
+
+
+def link(path, folder):
+  """Makes a relative link, if it is not there."""
+  files.make_directory(path.parent)
+  with files.writing(path):
+    if not path.is_symlink():
+      path.symlink_to(os.path.relpath(folder.resolve(), path.parent.resolve()))
 
 
 if __name__ == '__main__':

@@ -54,6 +54,8 @@ FULL = dict(scale='', transfer_factor=1.0)
 FORMS = {
     'encoder': dict(decoder='none'), 'frozen': {},
     'trained': dict(freeze_decoder=False)}
+# Each seed has sources of its own.
+MERGED = 'source|encoder|meta.'
 # What figures call the methods, in their order there.
 LABELS = {
     'scratch': 'Scratch',
@@ -99,7 +101,8 @@ def main(argv):
     return trial(config)
   if config.do == 'draw':
     draw_sources(runs, config.out)
-    status = commands.draw(drawings(config.out), config.out)
+    status = commands.draw(drawings(
+        config.out / 'runs' / 'targets', config.out / 'figures'), config.out)
     draw_findings(runs, config.out)
     return status
   chosen = commands.select(runs, config.only)
@@ -281,13 +284,17 @@ def finding(area, p):
   return 'undecided'
 
 
-def drawings(out):
+def drawings(targets, figures, merge=MERGED):
   """The arguments of plotting.py for each folder of figures.
 
   Tasks and methods of which no run is kept are left out, and so is a folder
   whose methods have nothing to compare them with.
+
+  Args:
+    targets: directory of TASK/METHOD/SEED.
+    figures: directory that they are drawn into.
+    merge: pattern of flags in which runs of one method may differ.
   """
-  targets = out / 'runs' / 'targets'
   kept = {(path.parent.name, path.name) for path in targets.glob('*/*')}
 
   def plot(folder, tasks, baseline, others, *words):
@@ -299,9 +306,9 @@ def drawings(out):
     if len(methods) < 2:
       return []
     return [[
-        '--indir', str(targets), '--outdir', str(out / 'figures' / folder),
-        '--subdir', 'False', '--group-by', 'path', '--merge',
-        'source|encoder|meta.', '--aggregate', 'iqm', '--bins', '2000',
+        '--indir', str(targets), '--outdir', str(figures / folder),
+        '--subdir', 'False', '--group-by', 'path', '--merge', merge,
+        '--aggregate', 'iqm', '--bins', '2000',
         '--tasks', *(f'^{task}$' for task in tasks), '--methods',
         *(f'^{name}$' for name in methods), '--transfer-report', '--tests',
         '--baseline', baseline, *words, '--labels',
