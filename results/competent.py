@@ -19,9 +19,11 @@ from results import commands, keeping, second
 
 # Seeds of the targets, and of the sources that are trained on.
 SEEDS = {20: 120, 21: 121, 23: 123}
-# Where the sources are, and how many environment steps they are given more.
+# Where the sources are, how many environment steps they are given more, and
+# those that are given so many once more: they had still not learned.
 STUDY = pathlib.Path('./results/second_study')
 LONGER_STEPS = 60_000
+TWICE = 121,
 # The whole agent is copied.
 WHOLE = dict(second.FULL, reset='')
 
@@ -53,12 +55,20 @@ def all_runs(logdir, out):
     return make(f'sources/{name}', script, seed, after,
                 out / 'sources' / str(seed) / f'{name}.pkl', **own)
 
-  longer = {
-      seed: source(
-          'longer', 'dreamer-FTL.py', earlier, steps=LONGER_STEPS,
-          **commands.numbered('task', second.SOURCES), transfer=True,
-          source=str(STUDY / 'sources' / str(earlier) / 'several.pkl'), **WHOLE)
+  def trained_on(name, seed, agent, after=()):
+    return source(
+        name, 'dreamer-FTL.py', seed, after, steps=LONGER_STEPS,
+        **commands.numbered('task', second.SOURCES), transfer=True,
+        source=str(agent), **WHOLE)
+
+  first = {
+      seed: trained_on(
+          'longer', earlier, STUDY / 'sources' / str(earlier) / 'several.pkl')
       for seed, earlier in SEEDS.items()}
+  twice = {
+      seed: trained_on('longer-twice', SEEDS[seed], once.file, [once])
+      for seed, once in first.items() if SEEDS[seed] in TWICE}
+  longer = {**first, **twice}
   rewards = {
       seed: [
           source(f'longer-reward-{second.SHORT[task]}', 'dreamer-MMTL.py',
@@ -73,8 +83,9 @@ def all_runs(logdir, out):
       for name, (script, after, own) in second.methods(
           longer[seed], rewards[seed]).items()
       for task in second.TARGETS]
-  return [*longer.values(), *(run for two in rewards.values() for run in two),
-          *targets]
+  return [
+      *first.values(), *twice.values(),
+      *(run for two in rewards.values() for run in two), *targets]
 
 
 # Figures and tables
