@@ -17,7 +17,8 @@ optimizer states are fresh:
 
 A name that no pattern fits is reset too. `dynamics/img1/kernel` is two parts,
 `…/stoch` and `…/action`: rows of actions mean other joints in other tasks.
-Variables that fit --freeze are not trained afterwards.
+Variables that fit --freeze are not trained afterwards. With --task2 and so on
+an agent of several tasks is trained on.
 """
 
 from common import flags, options
@@ -42,7 +43,7 @@ define_config = options.fractional
 
 
 def tasks(config):
-  """The one task; a source that is named is there to be transferred from."""
+  """The tasks, mostly one; who names a source means to transfer from it."""
   if config.source and not config.given('transfer'):
     config.transfer = True
   return transfer.tasks(config)

@@ -20,10 +20,11 @@ from results import commands, keeping, second
 # Seeds of the targets, and of the sources that are trained on.
 SEEDS = {20: 120, 21: 121, 23: 123}
 # Where the sources are, how many environment steps they are given more, and
-# those that are given so many once more: they had still not learned.
+# those that are given so many once more, as they had still not learned: the
+# first in the same way, the second with whole episodes.
 STUDY = pathlib.Path('./results/second_study')
 LONGER_STEPS = 60_000
-TWICE = 121,
+TWICE = {121: {}, 123: dict(collect_limit=0)}
 # The whole agent is copied.
 WHOLE = dict(second.FULL, reset='')
 
@@ -55,18 +56,19 @@ def all_runs(logdir, out):
     return make(f'sources/{name}', script, seed, after,
                 out / 'sources' / str(seed) / f'{name}.pkl', **own)
 
-  def trained_on(name, seed, agent, after=()):
+  def trained_on(name, seed, agent, after=(), **own):
     return source(
         name, 'dreamer-FTL.py', seed, after, steps=LONGER_STEPS,
         **commands.numbered('task', second.SOURCES), transfer=True,
-        source=str(agent), **WHOLE)
+        source=str(agent), **WHOLE, **own)
 
   first = {
       seed: trained_on(
           'longer', earlier, STUDY / 'sources' / str(earlier) / 'several.pkl')
       for seed, earlier in SEEDS.items()}
   twice = {
-      seed: trained_on('longer-twice', SEEDS[seed], once.file, [once])
+      seed: trained_on('longer-twice', SEEDS[seed], once.file, [once],
+                       **TWICE[SEEDS[seed]])
       for seed, once in first.items() if SEEDS[seed] in TWICE}
   longer = {**first, **twice}
   rewards = {

@@ -5,15 +5,17 @@ import pathlib
 
 import pytest
 
+from pages import check_drawn, finding_words, one_line
 from results import competent, keeping, second
+import running
 from running import read_csv, write_run
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
+ROOT = running.ROOT
+OUT = pathlib.Path('results/competent')
 
 
 @pytest.fixture
-def runs(tmp_path, monkeypatch):
-  monkeypatch.chdir(ROOT)  # Where the second study is.
+def runs(tmp_path):
   return competent.all_runs(tmp_path / 'logdir', tmp_path / 'out')
 
 
@@ -23,7 +25,10 @@ def test_runs_are_those_of_the_second_study_from_other_sources(runs):
       run.name: run for run in second.all_runs(
           pathlib.Path('logdir'), competent.STUDY)}
   targets = [run for run in runs if run.name.startswith('targets/')]
-  assert len(targets) == len(competent.SEEDS) * len(second.TARGETS) * 7
+  methods = {run.name.split('/')[2] for run in targets}
+  assert len(targets) == len(competent.SEEDS) * len(
+      second.TARGETS) * len(methods)
+  assert len(methods) == 7
   for run in targets:
     other = theirs[run.name]
     assert run.script == other.script
@@ -41,15 +46,34 @@ def test_runs_are_those_of_the_second_study_from_other_sources(runs):
     assert all(f'/{run.flags["seed"] + 100}/' in file for file in files)
 
 
-def test_those_are_trained_on_that_had_not_learned(runs):
-  scores = {}
-  for run in second.all_runs(pathlib.Path('logdir'), competent.STUDY):
-    if run.name.startswith('sources/several/'):
-      scores[run.flags['seed']] = min(
+def scores(runs, name):
+  """`{seed: lower score of the two tasks}` of the kept sources of a name."""
+  return {
+      run.flags['seed']: min(
           second.score_of(run, task) for task in second.SOURCES)
-  level = min(second.COMPETENT.values())
-  assert {*competent.SEEDS.values()} == {
-      seed for seed, score in scores.items() if score < level}
+      for run in runs
+      if run.name.startswith(f'sources/{name}/') and keeping.recorded(run)}
+
+
+def below(found):
+  return {
+      seed for seed, score in found.items()
+      if score < min(second.COMPETENT.values())}
+
+
+def test_those_are_trained_on_that_had_not_learned():
+  assert len({*second.COMPETENT.values()}) == 1
+  several = scores(
+      second.all_runs(pathlib.Path('logdir'), competent.STUDY), 'several')
+  assert {*competent.SEEDS.values()} == below(several)
+  runs = competent.all_runs(pathlib.Path('logdir'), OUT)
+  longer = scores(runs, 'longer')
+  assert {*competent.TWICE} == below(longer)
+  words = ' and '.join(
+      f'{longer[seed]:.0f} ({"seed " * (seed == min(below(longer)))}{seed})'
+      for seed in sorted(below(longer)))
+  assert f'scores on InvertedPendulum were {words}' in one_line(
+      OUT / 'README.md')
   for run in runs[:len(competent.SEEDS)]:
     assert run.flags['source'] == str(
         competent.STUDY / f'sources/{run.flags["seed"]}/several.pkl')
@@ -57,26 +81,56 @@ def test_those_are_trained_on_that_had_not_learned(runs):
 
 def test_five_runs_are_compared_with_ten(tmp_path, monkeypatch, runs):
   """Those of here and those of the second study whose sources had learned."""
-  monkeypatch.setattr(second, 'draw_sources', lambda runs, out: None)
   for run in runs:
     if '/full/' in run.name:
-      write_run(run, [
-          {'step': step, 'test/return': 5000.0}
-          for step in range(1000, run.flags['steps'] + 1, 1000)])
+      write_run(run)
       keeping.keep(run)
+  drawn = []
+  monkeypatch.setattr(
+      second.commands, 'draw', lambda words, out: drawn.extend(words) or 0)
   out = tmp_path / 'out'
   assert competent.main(['--do', 'draw', '--out', str(out)]) == 0
-  rows = read_csv(out / 'figures/targets/transfer.csv')
-  full = [row for row in rows if row['method'] == 'full']
-  assert {(row['runs'], row['scratch_runs']) for row in full} == {('5', '10')}
-  # Of the others there are the two of the second study so far.
-  assert {row['runs'] for row in rows if row['method'] != 'full'} == {'2'}
-  found = {
-      (row['task'], row['method']): row['finding']
-      for row in read_csv(out / 'findings.csv')}
-  for (task, method), finding in found.items():
-    assert (finding == 'runs missing') == (method != 'full')
-  links = [path for path in (out / 'compared').rglob('*') if path.is_symlink()]
-  assert len(links) == len(second.TARGETS) * (10 + 7 * 2 + 3)
+  (words,) = drawn  # One folder of figures.
+  assert words[words.index('--indir') + 1] == str(out / 'compared')
+  links = {
+      path.relative_to(out / 'compared').parts
+      for path in (out / 'compared').rglob('*') if path.is_symlink()}
   for path in links:
-    assert not os.path.isabs(os.readlink(path)) and path.is_dir()
+    path = out.joinpath('compared', *path)
+    assert path.is_dir() and not os.path.isabs(os.readlink(path))
+  for task in second.TARGETS:
+    seeds = {
+        method: {int(seed) for *own, seed in links if own == [task, method]}
+        for method in ('scratch', 'full', 'meta-frozen')}
+    assert len(seeds['scratch']) == 10
+    assert seeds['full'] == {*second.SEEDS}
+    # Of the others there are those of the second study so far.
+    assert seeds['meta-frozen'] == {*second.SEEDS} - {*competent.SEEDS}
+
+
+# What was found
+
+
+def test_figures_are_drawn_from_these_runs(tmp_path):
+  check_drawn(competent, ROOT / OUT, tmp_path / 'out', 4)
+
+
+def test_all_sources_have_learned_both_tasks_in_the_end():
+  page = one_line(OUT / 'README.md')
+  runs = competent.all_runs(pathlib.Path('logdir'), OUT)
+  final = {
+      **scores(competent.counted(runs), 'several'), **scores(runs, 'longer'),
+      **scores(runs, 'longer-twice')}
+  assert {*final} == {*second.SEEDS.values()}
+  assert not below(final)
+  words = ', '.join(f'{final[seed]:.0f}' for seed in sorted(final))
+  assert f'the lower of the two scores is {words}' in page
+
+
+def test_findings_stand_in_the_page():
+  page = one_line(OUT / 'README.md')
+  rows = read_csv(ROOT / OUT / 'findings.csv')
+  whole = [row for row in rows if row['finding'] != 'runs missing']
+  assert whole
+  for row in whole:
+    assert finding_words(row) in page

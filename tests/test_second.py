@@ -15,6 +15,7 @@ import pytest
 from common import terminal
 from data import checkpoints
 import dreamer
+from pages import check_drawn, finding_words, one_line
 from results import keeping, second, study
 import running
 from running import read_csv, write_run
@@ -27,10 +28,6 @@ WORDS = 'none', 'one', 'two', 'three', 'four', 'five', 'six', 'seven'
 @pytest.fixture(scope='module')
 def runs():
   return second.all_runs(pathlib.Path('logdir'), pathlib.Path('out'))
-
-
-def one_line(path):
-  return ' '.join((ROOT / path).read_text().split())
 
 
 def targets(runs):
@@ -349,18 +346,9 @@ def test_runs_that_are_compared_are_of_one_precision():
 
 
 def test_figures_are_drawn_from_these_runs(tmp_path):
-  stored = ROOT / 'results/second_study'
-  out = tmp_path / 'out'
-  out.mkdir()
-  (out / 'runs').symlink_to(stored / 'runs')
-  assert second.main(['--do', 'draw', '--out', str(out)]) == 0
-  tables = sorted(out.glob('*.csv')) + sorted((out / 'figures').rglob('*.csv'))
   # Findings, sources; scores, transfer, improvement.
-  assert len(tables) >= 5
-  for path in tables:
-    assert path.read_text() == (stored / path.relative_to(out)).read_text()
-  for path in (out / 'figures').rglob('*.png'):
-    assert (stored / path.relative_to(out)).stat().st_size > 5000
+  check_drawn(
+      second, ROOT / 'results/second_study', tmp_path / 'out', 5)
 
 
 def evaluations(task):
@@ -523,12 +511,6 @@ def test_frozen_autoencoders_were_measured_as_the_page_says():
       '-1)') in page
 
 
-# What tables call the targets.
-TARGET_NAMES = {
-    second.SPARSE: 'cart pole, sparse', second.HOPPER: 'Hopper',
-    second.PENDULUM: 'InvertedPendulumSwingup'}
-
-
 @pytest.fixture(scope='module')
 def findings():
   """`{target: {method: row}}` of the findings, with numbers as such."""
@@ -543,18 +525,9 @@ def findings():
 
 def test_findings_stand_in_the_page(findings):
   page = one_line('results/second_study/README.md')
-  for task, rows in findings.items():
-    for method, row in rows.items():
-      if row['finding'] == 'runs missing':
-        continue
-      words = [
-          f'{row[name]:{form}} [{row[name + "_low"]:{form}}, '
-          f'{row[name + "_high"]:{form}}]'
-          for name, form in (
-              ('area_ratio', '.2f'), ('final_difference', '.0f'))]
-      assert ' | '.join([
-          f'| {TARGET_NAMES[task]}', second.LABELS[method], *words,
-          f'{row["p_corrected"]:.2g}', f'{row["finding"]} |']) in page
+  for rows in findings.values():
+    for row in rows.values():
+      assert finding_words(row) in page
 
 
 def test_where_the_robot_is_known_most_methods_help(findings):

@@ -902,6 +902,23 @@ def test_padded_actions_never_reach_an_environment(tmp_path):
         episode['action'][1:], actions[:, int(episode['task'][0])], rtol=1e-6)
 
 
+def test_an_agent_of_several_tasks_is_trained_on(tmp_path):
+  source = source_agent()
+  save(source, tmp_path / 'several.pkl')
+  values = dict(
+      script=ftl, transfer=True, source=str(tmp_path / 'several.pkl'), reset='',
+      scale='')
+  with run_of(tmp_path, narrow, wide, **values) as run:
+    assert all(
+        same(value, arrays(source)[name])
+        for name, value in arrays(run._agent).items())
+    for _ in range(10):
+      run._collector.decide(run._random_policy)
+  assert {
+      int(np.load(path)['task'][0])
+      for path in (tmp_path / 'run').rglob('*.npz')} == {0, 1}
+
+
 def test_discrete_tasks_turn_the_flags_over(tmp_path):
   with run_of(tmp_path, few, many) as run:
     assert run._config.action_dist == 'onehot'
