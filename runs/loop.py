@@ -209,6 +209,9 @@ class Run:
     periods = self._clocks.train(self.step)
     c = self._config
     self._updates_due.value += c.pretrain if first else periods * c.train_steps
+    if first:
+      # Updates that a kill misses are counted from a checkpoint on.
+      self._save()
     self._train()
 
   def _train(self):

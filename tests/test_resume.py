@@ -48,7 +48,7 @@ def test_stopped_run_equals_whole_run(whole, tmp_path):
     assert running.run(tmp_path, **FLAGS) == 143
   assert len(running.lines(tmp_path)) == 1
   # When an evaluation is reported, but no checkpoint says so.
-  with running.at_call(loop.Run, '_train', 1, kill):
+  with running.at_call(loop.Run, '_train_when_due', 1, kill):
     with pytest.raises(Killed):
       running.run(tmp_path, **FLAGS)
   assert len(running.lines(tmp_path)) == 2
@@ -66,6 +66,18 @@ def test_stopped_run_equals_whole_run(whole, tmp_path):
       for logdir in (whole, tmp_path))
   for part in ('variables', 'optimizers', 'step', 'updates', 'calls'):
     assert_equal(one[part], two[part])
+
+
+def test_updates_that_a_kill_after_the_first_ones_missed_are_made_up(
+    whole, tmp_path):
+  """No checkpoint has been written since the run began to learn."""
+  updates = checkpoints.load(whole / 'variables.pkl')['updates']
+  with running.at_call(dreamer.Dreamer, 'train', updates, kill):
+    with pytest.raises(Killed):
+      running.run(tmp_path, **FLAGS)
+  assert checkpoints.load(tmp_path / 'variables.pkl')['updates'] == 0
+  assert running.run(tmp_path, **FLAGS) == 0
+  assert checkpoints.load(tmp_path / 'variables.pkl')['updates'] == updates
 
 
 def test_seeds_differ(whole, tmp_path):

@@ -150,10 +150,11 @@ def fractional_transfer():
   assert table in out and 'scaled by 0.2' in table
   assert (logdir / 'source.pkl').read_bytes() == source.read_bytes()
 
-  # Its first checkpoint is from before the first update.
+  # Its last checkpoint but one is from before the first update.
   first = checkpoints.load(logdir / 'variables.prev.pkl')
   last = checkpoints.load(logdir / 'variables.pkl')
-  assert (first['step'], first['updates'], first['optimizers']) == (0, 0, {})
+  assert (first['updates'], first['optimizers']) == (0, {})
+  assert 0 < first['step'] <= last['step']
   given, got = variables(source), first['variables']
   config = running.script_module('dreamer-FTL.py').define_config()
   config.update(last['config'])
