@@ -43,7 +43,7 @@ define_config = options.fractional
 
 
 def tasks(config):
-  """The tasks, mostly one; who names a source means to transfer from it."""
+  """The tasks to learn, usually one; --source alone turns --transfer on."""
   if config.source and not config.given('transfer'):
     config.transfer = True
   return transfer.tasks(config)

@@ -19,11 +19,10 @@ from results import commands, keeping, second
 
 # Seeds of the targets, and of the sources that are trained on.
 SEEDS = {20: 120, 21: 121, 23: 123}
-# Where the sources are, how many environment steps they are given more, and
-# those that are given so many once more, as they had still not learned: the
-# first in the same way, the second with whole episodes.
+# Where the sources are, and how many environment steps they are given more.
 STUDY = pathlib.Path('./results/second_study')
 LONGER_STEPS = 60_000
+# Flags of the second round of those that had still not learned after one.
 TWICE = {121: {}, 123: dict(collect_limit=0)}
 # The whole agent is copied.
 WHOLE = dict(second.FULL, reset='')
@@ -59,8 +58,8 @@ def all_runs(logdir, out):
   def trained_on(name, seed, agent, after=(), **own):
     return source(
         name, 'dreamer-FTL.py', seed, after, steps=LONGER_STEPS,
-        **commands.numbered('task', second.SOURCES), transfer=True,
-        source=str(agent), **WHOLE, **own)
+        **commands.numbered('task', second.SOURCES),
+        **second.taken(agent, **WHOLE), **own)
 
   first = {
       seed: trained_on(
@@ -74,8 +73,8 @@ def all_runs(logdir, out):
   rewards = {
       seed: [
           source(f'longer-reward-{second.SHORT[task]}', 'dreamer-MMTL.py',
-                 SEEDS[seed], [several], steps=second.REWARD_STEPS, task1=task,
-                 n_meta=0, encoder=str(several.file))
+                 SEEDS[seed], [several], task1=task,
+                 **second.rewarding(several.file))
           for task in second.SOURCES]
       for seed, several in longer.items()}
   targets = [

@@ -138,7 +138,7 @@ def all_runs(logdir, out):
 
     def fractional(task, name, agent):
       target(task, name, 'dreamer-FTL.py', [agent],
-             **fraction(agent.file, FACTOR), **EXACT)
+             **taken(agent.file, transfer_factor=FACTOR), **EXACT)
 
     singles = {
         task: source(name, 'dreamer.py', task=task, steps=STEPS[task], **EXACT)
@@ -149,8 +149,7 @@ def all_runs(logdir, out):
         **commands.numbered('task', SOURCES))
     rewards = [
         source(f'reward-{SHORT[task]}', 'dreamer-MMTL.py', out, task=task,
-               steps=REWARD_STEPS, after=[several], n_meta=0,
-               encoder=str(several.file))
+               after=[several], **rewarding(several.file))
         for task in SOURCES]
     for task in TARGETS:
       target(task, 'scratch', 'dreamer.py')
@@ -179,18 +178,23 @@ def methods(several, rewards):
       **commands.numbered('meta', [str(reward.file) for reward in rewards]))
   return {
       **{f'fractional-{factor}': (
-          'dreamer-FTL.py', [several], fraction(several.file, factor))
+          'dreamer-FTL.py', [several],
+          taken(several.file, transfer_factor=factor))
          for factor in FACTORS},
-      'full': ('dreamer-FTL.py', [several], dict(
-          transfer=True, source=str(several.file), **FULL)),
+      'full': ('dreamer-FTL.py', [several], taken(several.file, **FULL)),
       **{f'meta-{name}': (
           'dreamer-MMTL.py', [several, *rewards], {**models, **form})
          for name, form in FORMS.items()}}
 
 
-def fraction(file, factor):
-  """Flags of fractional transfer from the agent in a file."""
-  return dict(transfer=True, source=str(file), transfer_factor=factor)
+def taken(file, **own):
+  """Flags of dreamer-FTL.py to start from the agent in a file."""
+  return dict(transfer=True, source=str(file), **own)
+
+
+def rewarding(file):
+  """Flags of a run that gives a reward model on the autoencoder of a file."""
+  return dict(steps=REWARD_STEPS, n_meta=0, encoder=str(file))
 
 
 # Figures and tables

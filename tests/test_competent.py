@@ -68,15 +68,35 @@ def test_those_are_trained_on_that_had_not_learned():
   assert {*competent.SEEDS.values()} == below(several)
   runs = competent.all_runs(pathlib.Path('logdir'), OUT)
   longer = scores(runs, 'longer')
+  page = one_line(OUT / 'README.md')
   assert {*competent.TWICE} == below(longer)
   words = ' and '.join(
       f'{longer[seed]:.0f} ({"seed " * (seed == min(below(longer)))}{seed})'
       for seed in sorted(below(longer)))
-  assert f'scores on InvertedPendulum were {words}' in one_line(
-      OUT / 'README.md')
+  assert f'scores on InvertedPendulum were {words}' in page
+  fallen = [
+      row[f'{second.POLE}/test/return']
+      for row in keeping.rows(
+          ROOT / OUT / 'runs/sources/longer/123/metrics.jsonl')
+      if row.get(f'{second.POLE}/test/return', 1000) < 1000]
+  later = [value for value in fallen if value > 200]
+  assert (
+      f'of the {len(fallen)} evaluations of 123 in which the pole fell '
+      f'{len(later)} ended later') in page
+  *most, last = [f'{several[seed]:.0f}' for seed in sorted(below(several))]
+  assert f'had {" and ".join(most)} on InvertedPendulum' in page
+  assert f'had {last} on dmc_cartpole_balance' in page
   for run in runs[:len(competent.SEEDS)]:
     assert run.flags['source'] == str(
         competent.STUDY / f'sources/{run.flags["seed"]}/several.pkl')
+
+
+def test_all_runs_stand_in_the_table():
+  runs = competent.all_runs(pathlib.Path('logdir/competent'), OUT)
+  table = read_csv(ROOT / OUT / 'runs.csv')
+  assert [row['run'] for row in table] == [run.name for run in runs]
+  for row, run in zip(table, runs):
+    assert bool(row['commits']) == keeping.recorded(run)
 
 
 def test_five_runs_are_compared_with_ten(tmp_path, monkeypatch, runs):
