@@ -23,7 +23,7 @@ SEEDS = {20: 120, 21: 121, 23: 123}
 STUDY = pathlib.Path('./results/second_study')
 LONGER_STEPS = 60_000
 # Flags of the second round of those that had still not learned after one.
-TWICE = {121: {}, 123: dict(collect_limit=0)}
+TWICE = {121: {}, 123: dict(collect_short=75)}
 # The whole agent is copied.
 WHOLE = dict(second.FULL, reset='')
 

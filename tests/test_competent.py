@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import statistics
 
 import pytest
 
@@ -83,6 +84,17 @@ def test_those_are_trained_on_that_had_not_learned():
   assert (
       f'of the {len(fallen)} evaluations of 123 in which the pole fell '
       f'{len(later)} ended later') in page
+  stopped = keeping.rows(
+      ROOT / OUT / 'stopped/longer-twice/123/metrics.jsonl')
+  pole, cart = (
+      statistics.mean([
+          row[f'{task}/test/return'] for row in stopped
+          if f'{task}/test/return' in row][-5:])
+      for task in (second.POLE, second.BALANCE))
+  assert (
+      f'its last five evaluations of the pole had a mean of {pole:.0f}, but '
+      f'those of the cart pole {cart:.0f}') in page
+  assert f'stopped after {stopped[-1]["step"] // 1000},000 steps' in page
   *most, last = [f'{several[seed]:.0f}' for seed in sorted(below(several))]
   assert f'had {" and ".join(most)} on InvertedPendulum' in page
   assert f'had {last} on dmc_cartpole_balance' in page
