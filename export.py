@@ -31,9 +31,10 @@ def main(argv):
   if target.exists():
     raise terminal.UserError(
         f'{target} is there already: remove it or choose another name.')
-  config = checkpoints.load(file)['config']
+  data = checkpoints.load(file)
   variables = checkpoints.module(file, module)
-  checkpoints.save_module(target, module, variables, config)
+  checkpoints.save_module(
+      target, module, variables, data['config'], checkpoints.rssm_act(data))
   size = sum(array.size for array in variables.values())
   terminal.say(f'{target}: the {module} of {file}, {size:,} parameters.')
 

@@ -330,6 +330,15 @@ def gradient_tape():
       else GraphTape())
 
 
+def adam(rate):
+  """Adam of which XLA compiles nothing by itself.
+
+  Keras would have it compile the step of each variable wherever there is a GPU,
+  also where XLA is off or does not work.
+  """
+  return keras.optimizers.Adam(rate, jit_compile=False)
+
+
 class Optimizer:
   """Adam on named variables: clipping, weight decay, loss scaling, skipping.
 
@@ -347,7 +356,7 @@ class Optimizer:
     self._decayed = [
         variable for key, variable in self._variables.items()
         if decay and re.search(pattern, key)]
-    self._adam = keras.optimizers.Adam(rate)
+    self._adam = adam(rate)
     self._adam.build(list(self._variables.values()))
     self._scaled = scaled
     self._scale = tf.Variable(2.0 ** 15 if scaled else 1.0, trainable=False)

@@ -87,7 +87,7 @@ def read_agent(path, config):
 def read_module(path, module, config):
   """Variables of one module, from its own file or from a checkpoint."""
   values = checkpoints.module(path, module)
-  data = checkpoints.read(path)
+  data = checkpoints.contents(path)
   if isinstance(data, dict):
     act = 'dense_act' if module == 'reward' else 'cnn_act'
     check_activations(path, data['config'], config, [act])

@@ -18,6 +18,7 @@ from data import checkpoints, episodes, logdir, replay, saving
 import dreamer
 import models
 from runs import driver, workers
+import tools
 
 # Images from which a state is inferred before dynamics are asked to predict.
 CONTEXT = 5
@@ -118,7 +119,7 @@ def _read(path):
   if path.is_dir():
     data, _ = checkpoints.newest(logdir.Logdir(path).checkpoint)
   else:
-    data = checkpoints.read(path)
+    data = checkpoints.contents(path)
     if not isinstance(data, dict):
       data = _read_old(path)
   # An old module file has no config, and no name of its module.
@@ -133,7 +134,7 @@ def _read(path):
           'clip_rewards': facts.get('clip_rewards', 'none'),
           'cnn_act': facts.get('cnn_act', 'relu'),
           'dense_act': facts.get('dense_act', 'elu'),
-          'rssm_act': data.get('rssm_act') or facts.get('dense_act', 'elu')}}
+          'rssm_act': checkpoints.rssm_act(data)}}
 
 
 def _read_modules(files, path):
@@ -144,8 +145,11 @@ def _read_modules(files, path):
   found = {'arrays': {}, 'config': {}}
   for name, file in files.items():
     found['arrays'][name] = checkpoints.module(file, name)
-    data = checkpoints.read(file)
-    facts = data['config'] if isinstance(data, dict) else {}
+    data = checkpoints.contents(file)
+    data = data if isinstance(data, dict) else {}  # Old ones do not say.
+    facts = data.get('config', {})
+    if name == 'dynamics':
+      found['config']['rssm_act'] = checkpoints.rssm_act(data)
     for flag in FLAGS[name]:
       known = found['config'].setdefault(flag, facts.get(flag))
       if facts.get(flag) not in (known, None) and known is not None:
@@ -429,7 +433,7 @@ def fit_actions(source, batch, steps, rate=1e-2):
   mask = np.zeros(kernel.shape, np.float32)
   mask[-actions:] = 1
   embed = source.encode({'image': scaled(batch)})
-  adam = keras.optimizers.Adam(rate)
+  adam = tools.adam(rate)
 
   @tf.function(autograph=False)
   def update():
@@ -459,7 +463,7 @@ def fit_bridge(source, batch, steps, seed, rate=3e-3, size=32):
   image = tf.reshape(scaled(batch), [-1, 64, 64, 3])
   embed = source.encode({'image': image})
   bridge.build(embed.shape)
-  adam = keras.optimizers.Adam(rate)
+  adam = tools.adam(rate)
   adam.build(bridge.weights)
 
   @tf.function(autograph=False)

@@ -43,11 +43,10 @@ def load(path):
     Damaged: The file holds no whole checkpoint.
     UserError: There is no such file, or it cannot be read.
   """
+  data = contents(path)
   with _reading(path):
-    data = _read(path)
-    if isinstance(data, (list, tuple)):
+    if not isinstance(data, dict):
       return {'format': CHECKPOINT, **old_checkpoints.agent(data)}
-    _check_format(data)
     if data['format'] == MODULE:
       raise pickles.Refused(
           f'holds only a module ({pickles.short(data["module"])}), '
@@ -128,13 +127,11 @@ def module(path, name):
 
   The file is a module file or a whole checkpoint, today's or old.
   """
+  data = contents(path)
   with _reading(path):
-    data = _read(path)
-    if isinstance(data, (list, tuple)):
-      variables = old_checkpoints.module(data, name)
-    else:
-      _check_format(data)
-      variables = data['variables']
+    variables = (
+        data['variables'] if isinstance(data, dict)
+        else old_checkpoints.module(data, name))
     found = {
         key: value for key, value in variables.items()
         if key.startswith(f'{name}/')}
@@ -145,14 +142,22 @@ def module(path, name):
     return found
 
 
-def save_module(path, name, variables, config):
+def rssm_act(data):
+  """Activation of the dynamics in a file's data.
+
+  Files that do not say had that of all dense layers.
+  """
+  return data.get('rssm_act') or data.get('config', {}).get('dense_act', 'elu')
+
+
+def save_module(path, name, variables, config, rssm_act='elu'):
   """Writes the variables of one module, named as in a checkpoint."""
   strangers = [key for key in variables if not key.startswith(f'{name}/')]
   if strangers or name not in layers.MODULES:
     raise ValueError(f'not variables of the {name} module: {strangers}')
   save(path, {
       'format': MODULE, 'module': name, 'variables': dict(variables),
-      'config': dict(config)})
+      'config': dict(config), 'rssm_act': rssm_act})
 
 
 def _check_format(data):
@@ -201,6 +206,20 @@ def save(path, data, keep=False):
 
 
 ### Reading ###
+
+
+def contents(path):
+  """The dict of a checkpoint or a module file, or the arrays of an old file.
+
+  Raises:
+    Damaged: It is none of these.
+    UserError: There is no such file, or it cannot be read.
+  """
+  with _reading(path):
+    data = _read(path)
+    if not isinstance(data, (list, tuple)):
+      _check_format(data)
+    return data
 
 
 def read(path):

@@ -82,7 +82,7 @@ class Saved:
     checkpoints.save_module(
         file, module.name,
         {name: variable.numpy() for name, variable in module.variables.items()},
-        self.config.plain())
+        self.config.plain(), self.rssm_act)
 
 
 def built(checkpoint):
@@ -94,8 +94,7 @@ def built(checkpoint):
       sources=[
           layers.hidden(layers.of_module(module, variables))
           for module in modules if module.startswith('reward/')],
-      # Checkpoints that do not say had the activation of all dense layers.
-      rssm_act=checkpoint.get('rssm_act') or config.get('dense_act', 'elu'),
+      rssm_act=checkpoints.rssm_act(checkpoint),
       bits=precision.saved(
           checkpoint.get('precision'), config.get('precision', 'auto')))
 

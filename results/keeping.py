@@ -263,7 +263,9 @@ def _bundle(run):
   checkpoint = Logdir(run.logdir).checkpoint
   data = checkpoints.load(checkpoint)
   if run.script != 'dreamer-MMTL.py':  # A whole agent.
-    names = 'format', 'script', 'config', 'action_dim', 'step', 'variables'
+    names = (
+        'format', 'script', 'config', 'action_dim', 'rssm_act', 'step',
+        'variables')
     checkpoints.save(run.file, {name: data[name] for name in names})
   else:
     checkpoints.save_module(

@@ -10,8 +10,9 @@ import pytest
 
 import running
 from common import machine
-from common.backend import tf
+from common.backend import keras, tf
 from runs import devices
+import tools
 
 ONEDNN = 'TF_ENABLE_ONEDNN_OPTS'
 # The devices of a process are fixed when TensorFlow starts.
@@ -126,6 +127,20 @@ def test_what_xla_compiles(
   lines = capsys.readouterr().err.splitlines()
   assert len(lines) == (not works)
   assert works or 'XLA' in lines[0] and '(libdevice not found)' in lines[0]
+
+
+def test_keras_has_xla_compile_nothing_by_itself(monkeypatch):
+  """It would on a machine with a GPU, also where XLA is off or cannot."""
+  import tensorflow
+  monkeypatch.setattr(
+      tensorflow.compat.v2.config, 'list_physical_devices',
+      lambda kind=None: ['GPU:0'])
+  assert keras.optimizers.Adam().jit_compile  # What is guarded against.
+  weight = tf.Variable([1.0])
+  optimizer = tools.Optimizer('model', {'weight': weight}, 0.1)
+  update = tf.function(lambda: optimizer.apply([tf.ones([1])]), autograph=False)
+  graph = update.get_concrete_function().graph.as_graph_def()
+  assert '_XlaMustCompile' not in str(graph)
 
 
 def test_xla_compiles_the_small_program():

@@ -11,7 +11,9 @@ from analysis import forecast
 from common import terminal
 from common.backend import tf
 from data import checkpoints, episodes, replay
+import dreamer
 import rank
+import running
 from runs import logs
 import tools
 
@@ -215,6 +217,42 @@ def test_convolutions_have_the_activation_of_their_own_file(tmp_path):
   alone = modules(tmp_path / 'e', encoder='relu') / 'encoder.pkl'
   with pytest.raises(terminal.UserError, match='e/encoder.pkl .*c with leaky'):
     forecast.read(alone, tmp_path / 'c')
+
+
+def test_dynamics_have_their_own_activation_however_they_are_named(tmp_path):
+  """As a whole checkpoint, in a directory, and alone beside an autoencoder."""
+  for act in ('elu', 'relu'):
+    data = checkpoints.load(TRAINED)
+    data['config']['dense_act'] = 'relu'
+    data['rssm_act'] = act
+    whole = tmp_path / act / 'whole.pkl'
+    checkpoints.save(whole, data)
+    for module in ('encoder', 'decoder', 'dynamics'):
+      assert running.script_module('export.py').main([
+          '--from', str(whole), '--module', module,
+          '--to', str(tmp_path / act / f'{module}.pkl')]) is None
+    for words in (
+        (whole,), (whole.parent,), (whole.parent / 'dynamics.pkl', whole)):
+      assert forecast.read(*words)['config']['rssm_act'] == act
+  agent = dreamer.load_agent(tmp_path / 'relu' / 'whole.pkl')
+  agent.save_single(agent._dynamics, tmp_path / 'alone.pkl')
+  found = forecast.read(tmp_path / 'alone.pkl', TRAINED)
+  assert found['config']['rssm_act'] == 'relu'
+
+
+@pytest.mark.parametrize('data', [
+    {'scores': [1, 2]}, {'variables': 3}, {'variables': {}}, {'format': 'x'}])
+@pytest.mark.parametrize('flag', ['--from', '--autoencoder'])
+def test_a_pickle_that_is_no_checkpoint_is_one_line(
+    tmp_path, capsys, data, flag):
+  with (tmp_path / 'x.pkl').open('wb') as file:
+    pickle.dump(data, file)
+  other = (
+      [] if flag == '--from' else ['--from', REWARD])
+  assert program(
+      '--episodes', RUN / 'episodes', *other, flag, tmp_path / 'x.pkl') == 2
+  error = capsys.readouterr().err
+  assert 'x.pkl is not a checkpoint' in error and error.count('\n') == 1
 
 
 def test_episodes_are_those_that_a_run_of_the_task_has():
