@@ -72,7 +72,7 @@ def main(argv):
 def evaluate(agent, task, config):
   """Plays and reports episodes; returns pictures `[T, size, size, 3]`.
 
-  The pictures are those of the first episode, or none without `video`.
+  The pictures are the first ones of the first episode, or none without `video`.
   """
   returns, film = [], None
   played = agents.play(
@@ -128,7 +128,8 @@ def save_video(path, frames):
   except OSError as error:
     raise terminal.UserError(
         f'{path} cannot be written: {error.strerror}.') from None
-  terminal.say(f'{path} shows the first episode, {len(frames)} pictures.')
+  part = f'the first {len(frames)}' if len(frames) == logs.FILM else len(frames)
+  terminal.say(f'{path} shows the first episode, {part} pictures.')
 
 
 def mp4(frames, fps):

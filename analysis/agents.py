@@ -10,7 +10,7 @@ from common import terminal
 from data import checkpoints
 from data.logdir import Logdir
 import dreamer
-from runs import devices, driver, settings, workers
+from runs import devices, driver, logs, settings, workers
 import transfer
 import wrappers
 
@@ -56,7 +56,7 @@ def play(agent, task, seed, size=None):
   Yields:
     A pair of an episode, `image` [T, 64, 64, 3], `action` [T, A] (all of the
     agent's, as in training), `reward` [T], `discount` [T], and its pictures
-    [T, size, size, 3], which are none after the first.
+    [T, size, size, 3], `logs.FILM` at most, which are none after the first.
 
   Raises:
     UserError: The agent gives other actions than the task takes.
@@ -101,7 +101,10 @@ def make_env(agent, task):
 
 
 class Camera:
-  """An environment whose episodes are filmed, while `size` is not None."""
+  """An environment whose episodes are filmed, while `size` is not None.
+
+  Of each it has the first `logs.FILM` pictures.
+  """
 
   def __init__(self, env, size):
     self.size = size
@@ -119,7 +122,7 @@ class Camera:
   def _filmed(self, promise):
     def keep():
       result = promise()
-      if self.size:
+      if self.size and len(self.frames) < logs.FILM:
         self.frames.append(self._env.render(self.size, self.size)())
       return result
     return keep

@@ -15,6 +15,10 @@ from common.backend import tf
 from data.logdir import Logdir
 
 
+# Frames of a film at most. An episode may have 27,000, which would take
+# gigabytes to hold and to encode.
+FILM = 2000
+
 # Values of losses that no model can go below: -log N(x | x, 1) of all numbers
 # of an image, and of a reward.
 LOG_NORMAL = 0.5 * math.log(2 * math.pi)
@@ -126,7 +130,8 @@ class Logger:
           tf.summary.scalar(tag, shown, description=description)
 
   def video(self, step, tag, frames, fps=20):
-    """An animated image; frames `[T, H, W, 3]` uint8."""
+    """An animated image of the first `FILM` frames `[T, H, W, 3]` uint8."""
+    frames = frames[:FILM]
     summary = tf.compat.v1.Summary()
     image = summary.value.add(tag=tag).image
     image.height, image.width = frames.shape[1:3]

@@ -5,6 +5,9 @@ import numpy as np
 from common.backend import tf
 
 LEVELS = ('low', 'middle', 'high')
+# Time steps of an episode that are looked at together, so that memory does not
+# grow with its length: 1,000 take a quarter of a GiB at the default sizes.
+PART = 500
 
 
 def video(agent, batch, context=5, rows=6):
@@ -80,7 +83,9 @@ class RewardErrors:
     self._predict = tf.function(self._rewards, autograph=False, input_signature=[
         tf.TensorSpec([1, None, 64, 64, 3], tf.uint8),
         tf.TensorSpec([1, None, agent.action_dim]),
-        tf.TensorSpec([1, None])])
+        tf.TensorSpec([1, None]),
+        {name: tf.TensorSpec(x.shape)
+         for name, x in agent._dynamics.initial(1).items()}])
 
   def __call__(self, episodes):
     """Mean absolute errors where the reward is low, middle and high.
@@ -95,9 +100,7 @@ class RewardErrors:
     Returns:
       `{'reward_error_low': number, ...}`.
     """
-    pairs = [[x[0] for x in self._predict(*(
-        tf.convert_to_tensor(episode[key][None])
-        for key in ('image', 'action', 'reward')))] for episode in episodes]
+    pairs = [pair for episode in episodes for pair in self._pairs(episode)]
     predicted, true = (np.concatenate(x) for x in zip(*pairs))
     low, high = true.min(), true.max()
     share = (true - low) / (high - low) if high > low else np.zeros(len(true))
@@ -107,13 +110,23 @@ class RewardErrors:
             np.abs(predicted - true)[level == index].mean())
         for index, name in enumerate(LEVELS) if (level == index).any()}
 
-  def _rewards(self, image, action, reward):
+  def _pairs(self, episode):
+    """Predicted and true rewards [T] of the parts of an episode, in order."""
+    state = self._agent._dynamics.initial(1)
+    for begin in range(0, len(episode['reward']), PART):
+      predicted, true, state = self._predict(*(
+          tf.convert_to_tensor(episode[key][None, begin:begin + PART])
+          for key in ('image', 'action', 'reward')), state)
+      yield predicted[0], true[0]
+
+  def _rewards(self, image, action, reward, state):
     agent = self._agent
     data = agent.preprocess(
         {'image': image, 'action': action, 'reward': reward})
     noise = tf.zeros(tf.concat(
         [[2], tf.shape(reward), [agent.config.stoch_size]], 0))
     post, _ = agent._dynamics.observe(
-        agent._encode(data), action, noise=noise)
+        agent._encode(data), action, state, noise=noise)
     feat = agent._dynamics.get_feat(post)
-    return agent._reward(feat).mode(), data['reward']
+    last = {name: x[:, -1] for name, x in post.items()}
+    return agent._reward(feat).mode(), data['reward'], last

@@ -160,6 +160,18 @@ class TestEvaluate:
     assert 46 <= len(frames) <= 51
     assert (frames[0] != frames[-1]).any()
 
+  def test_film_of_a_long_episode_is_its_beginning(
+      self, run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(logs, 'FILM', 20)
+    film = tmp_path / 'film.gif'
+    evaluate.main([
+        '--from', str(run), '--episodes', '1', '--size', '32', '--video',
+        str(film)])
+    assert 17 <= len(frames_of(film.read_bytes())) <= 20  # Some are equal.
+    output = capsys.readouterr().out
+    assert 'length 100' in output  # That is 51 pictures.
+    assert 'shows the first episode, the first 20 pictures' in output
+
   def test_plays_as_the_agent_acts(self, run, capsys):
     evaluate.main(['--from', str(run), '--episodes', '1', '--seed', '4'])
     score, = returns(capsys.readouterr().out)

@@ -1,3 +1,4 @@
+import contextlib
 import io
 import json
 import os
@@ -129,6 +130,17 @@ class TestGif:
     assert error[:, :64].mean() < 1
     # 256 colours for noise in three channels.
     assert error[:, 64:].mean() < 6
+
+  def test_a_film_is_the_beginning_of_a_long_episode(
+      self, tmp_path, monkeypatch):
+    sizes = []
+    monkeypatch.setattr(logs, 'FILM', 5)
+    monkeypatch.setattr(
+        logs, 'gif', lambda frames, fps: sizes.append(len(frames)) or b'')
+    with contextlib.closing(logs.Logger(tmp_path)) as logger:
+      for count in (4, 9):
+        logger.video(0, 'sim/test/x', noise(count, 8, 8))
+    assert sizes == [4, 5]
 
   def test_noisy_frames_are_fast(self):
     frames = noise(500)

@@ -236,6 +236,29 @@ def test_errors_of_the_reward_model_by_level_of_reward():
   assert errors([short]) == pytest.approx({'reward_error_low': 0.25})
 
 
+def test_errors_of_a_long_episode_are_found_part_by_part(monkeypatch):
+  """Its memory is that of a part, and the state goes on from part to part."""
+  agent = make()
+  rng = np.random.default_rng(0)
+  episode = {
+      'image': rng.integers(0, 256, (23, 64, 64, 3), dtype=np.uint8),
+      'action': rng.uniform(-1, 1, (23, 2)).astype(np.float32),
+      'reward': rng.normal(size=23).astype(np.float32)}
+  whole = prediction.RewardErrors(agent)([episode])
+  monkeypatch.setattr(prediction, 'PART', 10)
+  lengths = []
+  encode = agent._encode
+  monkeypatch.setattr(agent, '_encode', lambda data: (
+      lengths.append(data['image'].shape[1]), encode(data))[1])
+  errors = prediction.RewardErrors(agent)
+  tf.config.run_functions_eagerly(True)
+  try:
+    assert errors([episode]) == pytest.approx(whole, rel=1e-4)
+  finally:
+    tf.config.run_functions_eagerly(False)
+  assert lengths == [10, 10, 3]
+
+
 @pytest.mark.parametrize('source, target', [({}, ON), (ON, {})])
 def test_transfer_between_agents_with_options_and_without(
     source, target, tmp_path):
