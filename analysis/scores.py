@@ -154,7 +154,7 @@ def score_rows(tasks, ranges, how):
   rows = []
   for task, methods in tasks.items():
     ends = [curve.end for curves in methods.values() for curve in curves]
-    if min(ends) < 0.5 * max(ends):
+    if common_steps(sum(methods.values(), [])) < np.inf:
       terminal.warn(
           f'runs of {task} end after {tables.si(min(ends))} to '
           f'{tables.si(max(ends))} steps, and each score is over all of them: '
@@ -345,6 +345,8 @@ def _comparable(curves, scratch, width):
 def omega_rows(tasks, baselines):
   """Mean scores along the grid of transfer factors, and of the baselines.
 
+  Those of a task are over the steps that all of its runs here have made.
+
   Args:
     tasks: {task: {method: [curves]}}.
     baselines: {task: {method: its baseline}}.
@@ -356,16 +358,18 @@ def omega_rows(tasks, baselines):
   """
   rows, lines = [], {}
   for task, used in baselines.items():
-    for method, curves in tasks[task].items():
+    curves_of = equally_long({
+        method: curves for method, curves in tasks[task].items()
+        if method in used.values() or (
+            method in used and reading.omega(method) is not None)}, task)
+    for method, curves in curves_of.items():
       factor = reading.omega(method)
       if method in used.values():
         line, factor = method, None
-      elif factor is not None and method in used:
+      else:
         same = reading.without_omega(curves[0].kind), *sorted(
             curves[0].flags.items())
         line = lines.setdefault(same, method)
-      else:
-        continue
       for score_name, score in SCORES:
         values = np.array([score(curve) for curve in curves])
         rows.append(dict(

@@ -753,6 +753,26 @@ def test_transfer_figure_and_omega_curve(transfer_runs):
   assert sorted(legend) == ['FTL', 'scratch']
 
 
+def test_omega_compares_the_same_steps_of_runs_of_unequal_length(
+    tmp_path, capsys):
+  for seed in range(2):
+    for name, count, flags in (
+        ('s', 100, dict(transfer=False)),
+        ('a', 60, dict(transfer=True, transfer_factor=0.0)),
+        ('b', 60, dict(transfer=True, transfer_factor=0.2))):
+      write_run(
+          tmp_path / f'{name}{seed}', STEPS[:count] / 1e4, STEPS[:count],
+          config=ftl('Hop', seed, **flags))
+  figures, _ = make(tmp_path, '--transfer-report')
+  for axes, score in zip(figures['omega'].axes, (30.5, 57.5)):
+    heights = {
+        y for line in axes.lines for y in np.round(line.get_ydata(), 6)
+        if len(line.get_ydata()) > 1}
+    assert heights == {score}  # All curves are the same.
+  error = capsys.readouterr().err
+  assert 'end after 600K to 1M steps, and each score is over all' in error
+
+
 # Over all tasks
 
 
