@@ -36,6 +36,7 @@ def main(argv, usage, define_config, agent_class, tasks=None):
     wrappers.check_task(name)
   options.place(config, agent_class.script, names)
   notes = settings.settle(config, names)
+  settings.check_strides(config)
   with contextlib.ExitStack() as stack:
     devices.configure(config)
     team = devices.Team(config.batch_size)
@@ -75,6 +76,7 @@ class Run:
     self._agent = make_agent(
         agent_class, config, envs[0].action_space.shape[0], saved)
     self._agent.random.worker = team.index
+    self._history.check_precision(self._agent)
 
     self._tasks = tasks
     self._named = tasks if named else None

@@ -118,13 +118,31 @@ class History:
     flags = sorted(
         (name, value) for name, value in self._config.plain().items()
         if self._config.fixed(name) or name in ('steps', 'eval_every'))
-    own = zlib.crc32(f'{self._class.script} {flags}'.encode())
-    chiefs, = self._team.sum(own if self._team.chief else 0)
-    others, = self._team.sum(own != chiefs)
+    others = self._differing(f'{self._class.script} {flags}')
     if others:
       raise terminal.UserError(
-          f'{others:g} of {self._team.size} machines have other flags than the '
+          f'{others} of {self._team.size} machines have other flags than the '
           'first: start the same command on all of them.')
+
+  def check_precision(self, agent):
+    """Ends all workers if one computes in another precision than the chief.
+
+    Their gradients are averaged. What `--precision auto` comes to depends on
+    the machine.
+    """
+    others = self._differing(agent.precision)
+    if others:
+      raise terminal.UserError(
+          f'{others} of {self._team.size} machines compute in another precision '
+          f'than the first (here: {agent.precision}): give all of them the same, '
+          'such as --precision 32.')
+
+  def _differing(self, words):
+    """Number of workers whose words are not those of the chief."""
+    own = zlib.crc32(words.encode())
+    chiefs, = self._team.sum(own if self._team.chief else 0)
+    others, = self._team.sum(own != chiefs)
+    return int(others)
 
   def _share_id(self):
     """Tells the chief's identity of the run to the other workers."""

@@ -61,6 +61,25 @@ def follow(config, tasks, saved=None):
   return lines
 
 
+def check_strides(config):
+  """Refuses strides that leave nothing of a sequence to learn from.
+
+  Raises:
+    terminal.UserError: names the flags.
+  """
+  # With pcont, imagination does not start from the last step.
+  for name, steps in (
+      ('decode_stride', config.batch_length),
+      ('imag_stride', config.batch_length - config.pcont)):
+    stride = getattr(config, name)
+    if stride > steps:
+      raise terminal.UserError(
+          f'--{name} {stride} passes over all of a sequence (--batch_length '
+          f'{config.batch_length}' + ', whose last step is left out with '
+          '--pcont True' * (steps < config.batch_length) + '): it is at most '
+          f'{steps}.')
+
+
 def _implied(config, tasks):
   """Pairs of a reason and the flags that follow from it."""
   if all(task.startswith('atari_') for task in tasks):

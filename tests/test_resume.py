@@ -1,15 +1,17 @@
 """A run that is stopped and continued is the run that was not."""
 
+import contextlib
 import signal
+import zlib
 
 import numpy as np
 import pytest
 
-from common import options
+from common import options, terminal
 from data import checkpoints, episodes, replay
 import dreamer
 import running
-from runs import collector, driver, loop, workers
+from runs import collector, driver, loop, resume, workers
 import tools
 
 # Updates fall in the middle of episodes.
@@ -263,3 +265,32 @@ def assert_equal(one, two):
       assert_equal(one[key], two[key])
   else:
     np.testing.assert_array_equal(one, two)
+
+
+class Second:
+  """The second of two workers, whose chief computes in `precision`."""
+
+  size, index, chief = 2, 1, False
+
+  def __init__(self, precision):
+    self._chiefs = zlib.crc32(precision.encode())
+
+  def chief_says(self, answer):
+    return True
+
+  def sum(self, value):
+    return (value if isinstance(value, bool) else value + self._chiefs,)
+
+
+def test_workers_of_a_team_have_one_precision(tmp_path):
+  """Else scaled gradients would be averaged with others."""
+  config = dreamer.define_config().parse(running.flags(tmp_path / 'run'))
+  agent = dreamer.Dreamer(config, 2)
+  with contextlib.ExitStack() as stack:
+    same, other = (
+        resume.History(config, dreamer.Dreamer, Second(precision), stack)
+        for precision in (agent.precision, '16'))
+    same.check_precision(agent)
+    with pytest.raises(
+        terminal.UserError, match='1 of 2 machines .* --precision 32'):
+      other.check_precision(agent)

@@ -48,6 +48,24 @@ def test_tasks_that_can_terminate_turn_pcont_on(
   assert told == (expected and '--pcont' not in argv)
 
 
+@pytest.mark.parametrize('flags, most', [
+    (['--decode_stride', '11'], 10), (['--imag_stride', '11'], 10),
+    (['--imag_stride', '10', '--pcont', 'True'], 9)])
+def test_strides_that_pass_over_a_whole_sequence_are_refused(
+    tmp_path, capsys, flags, most):
+  words = ['--preset', 'debug', '--logdir', str(tmp_path / 'new'), *flags]
+  with pytest.raises(SystemExit) as exit:
+    terminal.run(dreamer.main, words)
+  assert exit.value.code == 2
+  line, = capsys.readouterr().err.splitlines()
+  assert line.startswith(f'error: {" ".join(flags[:2])} passes over all of')
+  assert '--batch_length 10' in line and f'at most {most}' in line
+  assert ('--pcont' in line) == (most == 9)
+  assert not (tmp_path / 'new').exists()
+  flags[1] = str(most)
+  settings.check_strides(config_of(tmp_path, '--preset', 'debug', *flags))
+
+
 def test_one_task_that_can_terminate_is_enough(tmp_path):
   wrappers.check_task('HopperBulletEnv-v0')
   config, lines = settled(tmp_path, ['HopperBulletEnv-v0', 'hooks:good'])
