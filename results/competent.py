@@ -24,6 +24,11 @@ STUDY = pathlib.Path('./results/second_study')
 LONGER_STEPS = 60_000
 # Flags of the second round of those that had still not learned after one.
 TWICE = {121: {}, 123: dict(collect_short=75)}
+# Methods before the reward models that meta-model transfer needs, and after.
+FIRST = 'full', f'fractional-{second.FACTOR}'
+LAST = (
+    *(f'meta-{form}' for form in second.FORMS), 'fractional-0.0',
+    'fractional-0.5')
 # The whole agent is copied.
 WHOLE = dict(second.FULL, reset='')
 
@@ -77,16 +82,19 @@ def all_runs(logdir, out):
                  **second.rewarding(several.file))
           for task in second.SOURCES]
       for seed, several in longer.items()}
-  targets = [
-      make(f'targets/{task}/{name}', script, seed, after,
-           steps=second.STEPS[task], task1=task, **own)
-      for seed in SEEDS
-      for name, (script, after, own) in second.methods(
-          longer[seed], rewards[seed]).items()
-      for task in second.TARGETS]
+  methods = {
+      seed: second.methods(longer[seed], rewards[seed]) for seed in SEEDS}
+
+  def targets(names):
+    return [
+        make(f'targets/{task}/{name}', script, seed, after,
+             steps=second.STEPS[task], task1=task, **own)
+        for name in names for seed, found in methods.items()
+        for script, after, own in [found[name]] for task in second.TARGETS]
+
   return [
-      *first.values(), *twice.values(),
-      *(run for two in rewards.values() for run in two), *targets]
+      *first.values(), *twice.values(), *targets(FIRST),
+      *(run for two in rewards.values() for run in two), *targets(LAST)]
 
 
 # Figures and tables

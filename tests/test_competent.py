@@ -47,6 +47,16 @@ def test_runs_are_those_of_the_second_study_from_other_sources(runs):
     assert all(f'/{run.flags["seed"] + 100}/' in file for file in files)
 
 
+def test_runs_are_made_in_the_order_of_the_protocol(runs):
+  names = [
+      run.name.split('/')[2] if run.name.startswith('targets/')
+      else run.name.split('/')[1].split('-')[-1] for run in runs]
+  assert list(dict.fromkeys(names)) == [
+      'longer', 'twice', 'full', 'fractional-0.2', 'balance', 'pole',
+      'meta-encoder', 'meta-frozen', 'meta-trained', 'fractional-0.0',
+      'fractional-0.5']
+
+
 def scores(runs, name):
   """`{seed: lower score of the two tasks}` of the kept sources of a name."""
   return {

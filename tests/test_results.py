@@ -3,11 +3,13 @@
 import json
 import pathlib
 import re
+import statistics
 
 import pytest
 
 from data import checkpoints
 from results import keeping, study
+from runs import logs
 from running import read_csv
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -147,6 +149,47 @@ def test_wrong_signs_are_those_of_the_runs():
         assert mean < float(re.search(r'\[(\d+),', learned[task])[1])
       else:
         assert cell == f'not finite after {lines[-1]["step"]:,}'
+
+
+def image_losses(task, *methods):
+  """Least and largest over runs, above the constant: last 20 reports kept."""
+  means = [
+      statistics.mean([
+          row['image_loss'] - logs.IMAGE_CONSTANT
+          for row in keeping.rows(path) if 'image_loss' in row][-20:])
+      for method in methods
+      for path in (RESULTS / 'runs').glob(f'{task}/{method}/*/metrics.jsonl')]
+  assert len(means) >= 3 * len(methods)
+  return f'{min(means):.0f} to {max(means):.0f}'
+
+
+def test_image_losses_are_those_of_the_runs():
+  text = ' '.join(TEXT.split())
+  pole, hopper = study.TARGETS
+  alone = f'autoencoder/{pole}'
+  fixed = image_losses(alone, 'fixed')
+  drawn = 'scratch', 'fractional-*', 'full'
+  assert f'stays at {image_losses(pole, "meta-model")} where it is fixed' in text
+  assert f'({fixed} with the autoencoder alone)' in text
+  assert f'and falls to {image_losses(pole, *drawn)} where it is not' in text
+  assert (
+      f'On Hopper it stays at {image_losses(hopper, "meta-model")} with the '
+      f'meta-model and falls to {image_losses(hopper, *drawn)} otherwise') in text
+  page = ' '.join((ROOT / 'docs/forecast.md').read_text().split())
+  assert f'stayed at {fixed} ' in page
+
+
+def test_longer_runs_go_as_far_as_the_page_says():
+  folder = RESULTS / 'learning/InvertedPendulumSwingupBulletEnv-v0/dreamer'
+  best = [
+      max(row['test/return'] for row in keeping.rows(path)
+          if 'test/return' in row)
+      for path in sorted(folder.glob('*/metrics.jsonl'))]
+  above = sum(value > 0 for value in best)
+  numbers = dict(enumerate('no one two three four five'.split()))
+  assert (
+      f'to above 0 with {numbers[above]} of {numbers[len(best)]}') in (
+          ' '.join(TEXT.split()))
 
 
 def interval_of(row):

@@ -326,7 +326,7 @@ def test_all_runs_of_the_table_are_reported():
       if not row['run'].startswith('sources/reward-')]
   assert (
       f'The {len(hours)} of the CPU took {sum(hours):.0f} hours of a core '
-      f'(`runs.csv`), so {sum(hours) / 2:.0f} of two cores, of the twelve') in (
+      f'(`runs.csv`), {sum(hours) / 2:.0f} hours on two cores;') in (
           one_line('results/second_study/README.md'))
 
 
