@@ -103,13 +103,16 @@ def all_runs(logdir, out):
 def draw(runs, out):
   """Draws these runs and those of the second study that count here as well.
 
-  `compared` gets a link to each, as TASK/METHOD/SEED.
+  `compared` gets a link to each, as TASK/METHOD/SEED. A method without all of
+  its runs on a target is left out there.
   """
   runs = [*runs, *counted(runs)]
   targets = out / 'compared'
+  missing = {
+      folder_of(run) for run in runs if not keeping.recorded(run)}
   for run in runs:
     kind, name = run.name.split('/', 1)
-    if kind == 'targets' and keeping.recorded(run):
+    if kind == 'targets' and folder_of(run) not in missing:
       link(targets / name, run.results)
   second.draw_sources(runs, out)
   # The runs here are in float32, those of the second study in bfloat16.
@@ -126,15 +129,19 @@ def counted(runs):
   Those whose source had learned, of the methods of `runs`, such sources
   themselves, and all runs from scratch.
   """
-  methods = {run.name.rsplit('/', 1)[0] for run in runs} | {'sources/several'}
+  methods = {folder_of(run) for run in runs} | {'sources/several'}
   seeds = {
       seed for pair in second.SEEDS.items() if pair not in SEEDS.items()
       for seed in pair}
   return [
       run for run in second.all_runs(pathlib.Path('./logdir/second'), STUDY)
-      for method, seed in [run.name.rsplit('/', 1)]
-      if method.endswith('/scratch')
-      or method in methods and int(seed) in seeds]
+      if folder_of(run).endswith('/scratch')
+      or folder_of(run) in methods and run.flags['seed'] in seeds]
+
+
+def folder_of(run):
+  """What the runs of a method on a target have in common in their names."""
+  return run.name.rsplit('/', 1)[0]
 
 
 def link(path, folder):
