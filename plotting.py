@@ -160,9 +160,9 @@ def make(args):
       if len({point['omega'] for point in points} - {None}) > 1:
         figures['omega'] = drawing.draw_omega(points, args)
     if args.profiles:
+      baseline = reference(tasks, curves, args)
       figures['profiles'] = drawing.draw_profiles(tasks, ranges, looks, args)
-      rows = scores.improvement_rows(
-          tasks, reference(tasks, curves, args), args.tests)
+      rows = scores.improvement_rows(tasks, baseline, args.tests)
       if rows:
         rows_of['improvement'] = rows, 'probability'
         figures['improvement'] = drawing.draw_improvement(

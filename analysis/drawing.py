@@ -56,11 +56,12 @@ def draw_curves(tasks, width, looks, args):
       sources[CURVE] = curve
     elif not known:
       without.append(task)
-    longest = 0
+    longest, last = 0, 0.0
     for method, curves in methods.items():
       drawn[method] = looks[method]
       centres, values = scores.aligned(curves, width)
       longest = max(longest, len(centres))
+      last = max(last, centres[-1])
       if len(centres) == 1:
         drawn[method] = {**looks[method], 'marker': 'o'}
         if any(curve.xs[0] < curve.xs[-1] for curve in curves):
@@ -76,8 +77,8 @@ def draw_curves(tasks, width, looks, args):
     style.set_title(
         axes, style.wrapped(title(task, args), title_width(args)))
     dress(axes, args, args.ylim)
-    if longest == 1 and centres[0] > 0 and not args.xlim:
-      axes.set_xlim(0, 2 * centres[0])
+    if longest == 1 and last > 0 and not args.xlim:
+      axes.set_xlim(0, 2 * last)
   if args.baselines is not None and without:
     terminal.warn(
         f'no published score for {listed(without)} and these --baselines.')
@@ -197,9 +198,9 @@ def draw_transfer(rows, looks, args):
   Names stand in lines above each other: the task, then its methods.
   """
   tasks = dict.fromkeys(row['task'] for row in rows)
-  groups = {
-      title(task, args): [row for row in rows if row['task'] == task]
-      for task in tasks}
+  groups = [
+      (title(task, args), [row for row in rows if row['task'] == task])
+      for task in tasks]
   return draw_marks(
       groups, MEASURES, looks, args, 'Against the baseline (dashed): mean and '
       '95 % interval; better to the right')
@@ -209,7 +210,7 @@ def draw_improvement(rows, number, looks, args):
   """Probabilities of improvement, a mark per method."""
   name = f'{number} task' + 's' * (number > 1)
   figure = draw_marks(
-      {name: rows}, CHANCES, looks, args,
+      [(name, rows)], CHANCES, looks, args,
       'Probability that a run beats one of '
       f'{label(rows[0]["baseline"], args)}, with 95 % interval')
   for axes in figure.axes:
@@ -222,7 +223,8 @@ def draw_marks(groups, measures, looks, args, below):
   """A row of panels per group of rows, a column per measure.
 
   Args:
-    groups: {heading: rows with a `method` and an estimate per measure}.
+    groups: pairs of a heading and rows with a `method` and an estimate per
+      measure.
     measures: {name: (title, where the baseline stands)}.
     looks: from `styles`.
     args: from `parse`.
@@ -230,8 +232,8 @@ def draw_marks(groups, measures, looks, args, below):
   """
   names = [
       [style.wrapped(label(row['method'], args), 36) for row in group]
-      for group in groups.values()]
-  headings = [style.wrapped(heading, 36) for heading in groups]
+      for _, group in groups]
+  headings = [style.wrapped(heading, 36) for heading, _ in groups]
   lines = [[1 + 0.65 * name.count('\n') for name in group] for group in names]
   # A unit of the y axes is a fifth of an inch.
   heights = [0.2 * (1.1 + sum(group)) for group in lines]
@@ -242,8 +244,8 @@ def draw_marks(groups, measures, looks, args, below):
       height_ratios=heights)
   for axes, (name, _) in zip(grids[0], measures.values()):
     style.set_title(axes, name)
-  for line, heading, group, texts, sizes in zip(
-      grids, headings, groups.values(), names, lines):
+  for line, heading, (_, group), texts, sizes in zip(
+      grids, headings, groups, names, lines):
     ends = np.cumsum(sizes)
     places = ends - np.array(sizes) / 2
     for axes, (measure, (_, baseline)) in zip(line, measures.items()):

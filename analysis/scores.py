@@ -69,13 +69,14 @@ def summary(how, *groups):
   quartiles; iqm: mean of the middle half and its 95 % bootstrap interval, runs
   being redrawn within each group (Agarwal et al. 2021, arXiv 2108.13264).
   """
-  pooled = _pooled(groups)
-  if how == 'median':
-    return np.median(pooled, 0), *np.percentile(pooled, (25, 75), axis=0)
   if how == 'iqm':
     return _iqm(*groups), *interval(_iqm, *groups)
-  centre = pooled.mean(0)
-  spread = pooled.std(0) if len(pooled) > 1 else np.full_like(centre, np.nan)
+  if how == 'median':
+    return tuple(_quantile(groups, share) for share in (0.5, 0.25, 0.75))
+  centre = _mean(*groups)
+  spread = (
+      _mean(*[(group - centre) ** 2 for group in groups]) ** 0.5
+      if sum(map(len, groups)) > 1 else np.full_like(centre, np.nan))
   return centre, centre - spread, centre + spread
 
 
@@ -121,15 +122,51 @@ def interval(statistic, *groups):
 
 
 def _iqm(*groups, axis=0):
-  return scipy.stats.trim_mean(_pooled(groups, axis), 0.25, axis=axis)
+  """Mean of the middle half of the runs; tasks count alike."""
+  if _as_many(groups, axis):
+    return scipy.stats.trim_mean(np.concatenate(groups, axis), 0.25, axis=axis)
+  ordered, ends = _ordered(groups, axis)
+  cut, total = ends.flat[-1] // 4, ends.flat[-1]
+  kept = np.diff(np.clip(ends, cut, total - cut), prepend=cut)
+  return (ordered * kept).sum(-1) / (total - 2 * cut)
 
 
-def _pooled(groups, axis=0):
-  """The runs of all tasks, repeated so that each task has as many."""
+def _quantile(groups, share):
+  """Quantile of the runs, linear between them; tasks count alike."""
+  if _as_many(groups, 0):
+    return np.quantile(np.concatenate(groups), share, axis=0)
+  ordered, ends = _ordered(groups, 0)
+  place = share * (ends.flat[-1] - 1)
+  low, high = (
+      np.take_along_axis(
+          ordered, (ends <= bound).sum(-1, keepdims=True), -1)[..., 0]
+      for bound in (math.floor(place), math.ceil(place)))
+  return low + (place - math.floor(place)) * (high - low)
+
+
+def _mean(*groups, axis=0):
+  """Mean of the runs; tasks count alike."""
+  if _as_many(groups, axis):
+    return np.concatenate(groups, axis).mean(axis)
+  return np.mean([group.mean(axis) for group in groups], 0)
+
+
+def _as_many(groups, axis):
+  return len({group.shape[axis] for group in groups}) == 1
+
+
+def _ordered(groups, axis):
+  """The runs of all tasks `[..., N]` by size, and how many there are up to each.
+
+  They count so often that each task has as many: repeating them instead would
+  take too much memory.
+  """
   counts = [group.shape[axis] for group in groups]
-  return np.concatenate([
-      np.repeat(group, math.lcm(*counts) // count, axis)
-      for group, count in zip(groups, counts)], axis)
+  most = math.lcm(*counts)
+  times = np.concatenate([np.full(count, most // count) for count in counts])
+  pooled = np.moveaxis(np.concatenate(groups, axis), axis, -1)
+  order = np.argsort(pooled, -1)
+  return np.take_along_axis(pooled, order, -1), np.cumsum(times[order], -1)
 
 
 def score_range(task, curves, width, yaxis):
@@ -617,11 +654,7 @@ def profile(groups, thresholds):
   """
   above = [
       (group[:, None] > thresholds).astype(float) for group in groups]
-  return _estimate(_pooled_mean, *above)
-
-
-def _pooled_mean(*groups, axis):
-  return _pooled(groups, axis).mean(axis)
+  return _estimate(_mean, *above)
 
 
 # Published scores

@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import time
+import tracemalloc
 
 from matplotlib import colors as mpl_colors
 from matplotlib import figure as mpl_figure
@@ -481,6 +482,37 @@ def test_summaries():
       108.0)[[4, 5, 6, 7, 100, 101, 102, 103]].mean()
 
 
+@pytest.mark.parametrize('counts', [(3, 2), (5, 5, 5), (1, 4, 7, 3), (10, 9, 8)])
+@pytest.mark.parametrize('shape', [(), (6,)])
+def test_tasks_count_alike_as_if_their_runs_were_repeated(counts, shape):
+  rng = np.random.default_rng(0)
+  groups = [rng.normal(size=(count, *shape)) for count in counts]
+  repeated = np.concatenate([
+      np.repeat(group, np.lcm.reduce(counts) // len(group), 0)
+      for group in groups])
+  mean, low, high = scores.summary('mean', *groups)
+  np.testing.assert_allclose(mean, repeated.mean(0))
+  np.testing.assert_allclose(high - mean, repeated.std(0))
+  np.testing.assert_allclose(
+      scores.summary('median', *groups),
+      [np.quantile(repeated, share, axis=0) for share in (0.5, 0.25, 0.75)])
+  np.testing.assert_allclose(
+      scores._iqm(*groups), scipy.stats.trim_mean(repeated, 0.25))
+
+
+def test_unequal_numbers_of_runs_take_no_more_memory():
+  """Repeated, these would be 58,140 runs a task in each of 2,000 draws."""
+  rng = np.random.default_rng(0)
+  groups = [rng.normal(size=(count, 30)) for count in (20, 19, 18, 17)]
+  tracemalloc.start()
+  try:
+    scores.curve_summary('iqm', *groups)
+    scores.profile([group[:, 0] for group in groups], np.linspace(-1, 1, 201))
+    assert tracemalloc.get_traced_memory()[1] < 500e6
+  finally:
+    tracemalloc.stop()
+
+
 def test_interval_covers_the_truth_as_often_as_it_says():
   rng = np.random.default_rng(0)
   draws = rng.normal(size=(20, 400))
@@ -872,6 +904,38 @@ def test_unequal_runs_are_compared_over_common_steps(capsys):
   same = scores.equally_long({'long': long, 'later': later}, 't')
   assert len(same['later'][0].xs) == len(later[0].xs)
   assert not capsys.readouterr().err
+
+
+def test_profiles_need_a_method_on_all_tasks(tmp_path):
+  write_run(tmp_path / 'a' / 'dreamer' / '0', STEPS)
+  write_run(tmp_path / 'b' / 'planet' / '0', STEPS)
+  with pytest.raises(terminal.UserError, match='There is none on all tasks'):
+    make(tmp_path, '--profiles')
+
+
+def test_single_points_are_all_in_the_panel(tmp_path):
+  """Whichever method is drawn last."""
+  for method, step in (('a', 9e4), ('b', 1e4), ('c', 3e4)):
+    write_run(tmp_path / 't' / method / '0', [5.0], [step])
+  axes = make(tmp_path, '--bins', '1e4')[0]['curves'].axes[0]
+  low, high = axes.get_xlim()
+  points = [x for line in axes.lines for x in line.get_xdata()]
+  assert sorted(points) == [5e3, 25e3, 85e3]
+  assert low <= min(points) and max(points) < high
+
+
+def test_tasks_of_one_name_keep_their_rows_in_the_transfer_figure(tmp_path):
+  for task in ('HopperBulletEnv-v0', 'Hopper'):
+    for method, gain in (('dreamer', 0), ('other', 9)):
+      for seed in range(2):
+        write_run(tmp_path / task / method / str(seed), STEPS / 1e4 + gain)
+  figures, found = make(
+      tmp_path, '--transfer-report', '--baseline', 'dreamer')
+  assert len(found['transfer'][0]) == 2
+  names = [
+      text.get_text() for axes in figures['transfer'].axes
+      for text in axes.get_yticklabels()]
+  assert names.count('other') == 2
 
 
 def test_score_table_says_that_runs_are_unequal(capsys):
