@@ -21,7 +21,7 @@ CONTROL := --task dmc_cartpole_balance --render fast --steps 4e4 \
 .PHONY: help train test slow chaos soak bench study second competent learn try-transfer pybullet clean
 
 help:  ## Lists the targets.
-	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | column -t -s $$'\t'
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-14s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 train: $(READY)  ## Sets up, then trains a cart to balance a pole on a CPU.
 	@$(if $(BULLET),:,echo 'Without PyBullet (no wheels for this Python), the task is one of DeepMind Control.')

@@ -459,20 +459,25 @@ def line_of(line):
 
 def describe():
   """The machine and the versions that the figures depend on."""
-  commit = subprocess.run(
-      ['git', 'describe', '--always', '--dirty'], cwd=files.ROOT, text=True,
-      capture_output=True).stdout.strip()
   packages = ('tensorflow', 'numpy', 'pybullet', 'mujoco', 'dm_control')
   return {
       'date': datetime.datetime.now().isoformat(timespec='seconds'),
-      'commit': commit,
+      'commit': machine.commit(),
       'cpu': machine.cpu(),
       'cores': len(os.sched_getaffinity(0)),
       'memory': os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE'),
       'versions': {
           'python': platform.python_version(),
-          **{name: importlib.metadata.version(name) for name in packages},
+          **{name: version(name) for name in packages},
           **dict(package.split('==') for package in measuring.PACKAGES)}}
+
+
+def version(package):
+  """The version of a package; PyBullet is not there on newer Pythons."""
+  try:
+    return importlib.metadata.version(package)
+  except importlib.metadata.PackageNotFoundError:
+    return 'absent'
 
 
 def plot(series, path):

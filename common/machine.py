@@ -1,11 +1,14 @@
-"""What the machine has, asked without TensorFlow."""
+"""What the machine has and runs, asked without TensorFlow."""
 
+import contextlib
 import os
 import pathlib
 import platform
 import re
 import shutil
 import subprocess
+
+from common import files
 
 
 def nvidia_gpus():
@@ -52,3 +55,16 @@ def describe():
   return ', '.join([
       cpu(), f'{os.cpu_count()} cores', *nvidia_gpus(),
       f'Python {platform.python_version()}'])
+
+
+def commit():
+  """The commit of the code, marked if a file of it was changed since."""
+  def git(*words):
+    return subprocess.run(
+        ['git', *words], cwd=files.ROOT, capture_output=True, text=True)
+
+  with contextlib.suppress(OSError):
+    name = git('rev-parse', '--short', 'HEAD').stdout.strip()
+    changed = git('diff', '--quiet', 'HEAD', '--', '*.py').returncode
+    return name and name + '-dirty' * bool(changed) or 'unknown'
+  return 'unknown'

@@ -83,6 +83,19 @@ class Logdir:
     """Writes flags, script and identity of the run, whole or not at all."""
     files.write_text(self.config, json.dumps(values, indent=2) + '\n')
 
+  def holder(self):
+    """Who has locked the directory, `PID on MACHINE`; None if nobody has."""
+    try:
+      with (self.path / LOCK).open() as file:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+      with contextlib.suppress(OSError):
+        return (self.path / LOCK).read_text().strip() or 'unknown'
+      return 'unknown'
+    except OSError:  # There is none, or it cannot be locked.
+      return None
+    return None
+
   def lock(self):
     """Takes the directory for this process, and makes it if needed.
 
@@ -99,11 +112,9 @@ class Logdir:
     try:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-      file.seek(0)
-      holder = file.read().strip() or 'unknown'
       file.close()
       raise terminal.UserError(
-          f'Another run (process {holder}) uses {self.path}: wait for it, '
+          f'Another run (process {self.holder()}) uses {self.path}: wait for it, '
           'stop it, or choose another --logdir.') from None
     except OSError as error:
       terminal.warn(

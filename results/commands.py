@@ -141,7 +141,8 @@ def state(run):
 def work(runs, config, title, table=()):
   """Runs what is missing, `jobs` at a time; returns the exit status.
 
-  A signal ends the program, and is passed on to its runs so that they save.
+  A signal ends the program, and is passed on to its runs so that they save. What
+  another process makes, as after a kill of this program, is waited for.
   `title` and `table` are those of `follow`.
   """
   done = keep(runs)
@@ -154,22 +155,39 @@ def work(runs, config, title, table=()):
           'command makes it anew.')
   total = len(waiting) + len(done)
   say_complete(runs, waiting)
-  going, failed, came, status = {}, [], [], 0
+  going, told, failed, came, status = {}, set(), [], [], 0
   progress = Progress(waiting, title)
   with Logdir(config.logdir).lock(), signals.handled(
       ENDING, came.append, ignorable=ENDING):
     try:
       while True:
-        ready = [run for run in waiting if done.issuperset(run.after)]
-        for run in ready[:0 if status else config.jobs - len(going)]:
+        elsewhere = {
+            run: holder for run in waiting
+            for holder in [Logdir(run.logdir).holder()] if holder}
+        for run in elsewhere.keys() - told:
+          told.add(run)
+          terminal.say(f'waits    for {run.name}, of process {elsewhere[run]}')
+        for run in told - elsewhere.keys():
+          told.remove(run)
+          if keeping.complete(run):
+            waiting.remove(run)
+            done |= keep([run])
+        ready = [
+            run for run in waiting
+            if run not in elsewhere and done.issuperset(run.after)]
+        free = config.jobs - len(going) - len(elsewhere)
+        for run in ready[:0 if status else max(0, free)]:
           waiting.remove(run)
           going[run] = start(run), time.monotonic()
-        if not going:
+        if not going and (status or not elsewhere):
           break
         time.sleep(0.3)
         progress.show()
         while came:
-          status = 128 + came.pop(0)
+          number = came.pop(0)
+          if status and number == signal.SIGHUP:
+            continue  # A second signal would keep runs from saving.
+          status = 128 + number
           for process, _ in going.values():
             process.terminate()
         for run, (process, began) in [*going.items()]:

@@ -13,7 +13,6 @@ import re
 import shutil
 import statistics
 import struct
-import subprocess
 import time
 
 from tensorboard.compat.proto import event_pb2
@@ -136,7 +135,7 @@ def begin(run):
   """Notes by which code and on which machine a run is started."""
   session = dict(
       began=time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()),
-      commit=_commit(), machine=machine.describe(), command=run.command)
+      commit=machine.commit(), machine=machine.describe(), command=run.command)
   files.make_directory(run.logdir)
   with files.writing(run.logdir), open(
       run.logdir / 'sessions.jsonl', 'a') as file:
@@ -263,24 +262,11 @@ def _bundle(run):
   checkpoint = Logdir(run.logdir).checkpoint
   data = checkpoints.load(checkpoint)
   if run.script != 'dreamer-MMTL.py':  # A whole agent.
-    names = (
-        'format', 'script', 'config', 'action_dim', 'rssm_act', 'step',
-        'variables')
-    checkpoints.save(run.file, {name: data[name] for name in names})
+    names = 'format', 'script', 'config', 'action_dim', 'step', 'variables'
+    checkpoints.save(run.file, {
+        **{name: data[name] for name in names},
+        'rssm_act': checkpoints.rssm_act(data)})
   else:
     checkpoints.save_module(
         run.file, 'reward', checkpoints.module(checkpoint, 'reward'),
         data['config'])
-
-
-def _commit():
-  """The commit of the code, marked if a file of it was changed since."""
-  def git(*words):
-    return subprocess.run(
-        ['git', *words], cwd=files.ROOT, capture_output=True, text=True)
-
-  with contextlib.suppress(OSError):
-    name = git('rev-parse', '--short', 'HEAD').stdout.strip()
-    changed = git('diff', '--quiet', 'HEAD', '--', '*.py').returncode
-    return name and name + '-dirty' * bool(changed) or 'unknown'
-  return 'unknown'

@@ -335,7 +335,7 @@ def trial(config):
   logdir = config.logdir / 'try'
   runs = [
       commands.make_run(
-          logdir, logdir / 'results', f'{TRIAL_TASK}/{method}', script,
+          logdir, config.plots, f'{TRIAL_TASK}/{method}', script,
           {**FLAGS, **TRIAL, **own})
       for method, script, own in (
           ('scratch', 'dreamer.py', dict(task=TRIAL_TASK)),

@@ -145,6 +145,22 @@ def test_alternately_takes_turns_and_leaves_out_the_first():
   assert seconds.shape == (3, 2) and (seconds > 0).all()
 
 
+def test_the_machine_is_described_without_git_and_pybullet(monkeypatch):
+  real = bench.importlib.metadata.version
+
+  def version(package):
+    if package == 'pybullet':
+      raise bench.importlib.metadata.PackageNotFoundError(package)
+    return real(package)
+
+  monkeypatch.setattr(bench.importlib.metadata, 'version', version)
+  monkeypatch.setenv('PATH', '')
+  found = bench.describe()
+  assert found['commit'] == 'unknown'
+  assert found['versions']['pybullet'] == 'absent'
+  assert found['versions']['numpy'] == real('numpy')
+
+
 def test_rows_say_whether_a_target_is_met():
   assert bench.row('x', 0.8, at_least=0.75)['met'] is True
   assert bench.row('x', 0.8, at_most=0.36)['met'] is False

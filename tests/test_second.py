@@ -817,6 +817,8 @@ def test_trial_draws_two_curves_and_films(tmp_path):
        str(tmp_path / 'plots'), '--jobs', '1'], cwd=ROOT, text=True,
       capture_output=True)
   assert done.returncode == 0, done.stdout + done.stderr
+  # Plots of all log directories count a run once.
+  assert len([*(tmp_path / 'logdir').rglob('metrics.jsonl')]) == 2
   rows = read_csv(tmp_path / 'plots/scores.csv')
   assert [row['method'] for row in rows] == ['dreamer', 'FTL ω=1']
   assert (tmp_path / 'plots/curves.png').stat().st_size > 5000

@@ -33,9 +33,10 @@ sys.path.append(os.getcwd())
 import numpy as np
 from common import options
 from data import checkpoints
+from data.logdir import Logdir
 flags = {k[2:]: v for k, v in zip(sys.argv[1::2], sys.argv[2::2])}
 logdir = pathlib.Path(flags['logdir'])
-logdir.mkdir(parents=True, exist_ok=True)
+held = Logdir(logdir).lock()
 name = pathlib.Path(sys.argv[0]).name
 if 'source' in flags or 'encoder' in flags:
   source = flags.get('source') or flags['encoder']
@@ -49,12 +50,18 @@ values = options.SCRIPTS[name]().parse(sys.argv[1:]).plain()
 metrics = (logdir / 'metrics.jsonl').open('a')
 print('from', step, flush=True)
 stopped = []
-signal.signal(signal.SIGTERM, lambda number, _: stopped.append(number))
+def stop(number, _):
+  if stopped:
+    os._exit(143)
+  stopped.append(number)
+signal.signal(signal.SIGTERM, stop)
 while step < int(flags['steps']) and not stopped:
   step += 1
   print(json.dumps({'step': step, 'loss': 1}), file=metrics, flush=True)
   time.sleep(PAUSE)
-if not stopped:
+if stopped:
+  time.sleep(SAVING)
+else:
   print(json.dumps({'step': step, 'test/return': 1}), file=metrics, flush=True)
 checkpoints.save(saved, {
     'format': checkpoints.CHECKPOINT, 'script': name, 'step': step,
@@ -244,11 +251,12 @@ def test_damaged_files_are_not_complete(run):
 # Running
 
 
-def program(folder, pause=0.0, failing=None):
+def program(folder, pause=0.0, failing=None, saving=0.0):
   """Code of `study.py` with few steps, and with scripts that only count."""
   scripts = folder / 'scripts'
   scripts.mkdir(exist_ok=True)
-  code = FAKE.replace('PAUSE', str(pause)).replace('FAILING', repr(failing))
+  code = FAKE.replace('PAUSE', str(pause)).replace(
+      'FAILING', repr(failing)).replace('SAVING', str(saving))
   for name in options.SCRIPTS:
     (scripts / name).write_text(code)
   return f'''
@@ -269,10 +277,11 @@ terminal.run(study.main)
 class Driver:
   """`study.py` in a process of its own, with scripts that only count."""
 
-  def __init__(self, folder, pause=0.0, failing=None, jobs=2):
+  def __init__(
+      self, folder, pause=0.0, failing=None, jobs=2, saving=0.0):
     self.logdir = folder / 'logdir'
     self.popen = subprocess.Popen(
-        [sys.executable, '-c', program(folder, pause, failing),
+        [sys.executable, '-c', program(folder, pause, failing, saving),
          '--logdir', str(self.logdir), '--jobs', str(jobs), '--out',
          str(folder / 'out')], cwd=ROOT, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
@@ -300,10 +309,7 @@ def runs(tmp_path, two_seeds, monkeypatch):
 def test_stopped_study_saves_its_runs_and_continues(
     tmp_path, runs, number, status):
   driver = Driver(tmp_path, pause=0.1)
-  limit = time.monotonic() + 100
-  while sum(keeping.reached(run) > 3 for run in runs) < 2:
-    assert driver.popen.poll() is None and time.monotonic() < limit
-    time.sleep(0.02)
+  wait_until_runs_count(driver, runs)
   children = driver.children()
   assert len(children) == 2
   driver.popen.send_signal(number)
@@ -340,6 +346,44 @@ def test_stopped_study_saves_its_runs_and_continues(
   assert (code, output) == (
       0, f'{len(runs)} of {len(runs)} runs are complete.\n')
   assert running.content(tmp_path / 'logdir') == before
+
+
+def wait_until_runs_count(driver, runs):
+  limit = time.monotonic() + 100
+  while sum(keeping.reached(run) > 3 for run in runs) < 2:
+    assert driver.popen.poll() is None and time.monotonic() < limit
+    time.sleep(0.02)
+
+
+def test_hangup_after_a_signal_does_not_keep_runs_from_saving(tmp_path, runs):
+  """As when a terminal is closed after Ctrl-C."""
+  driver = Driver(tmp_path, pause=0.1, saving=2.0)
+  wait_until_runs_count(driver, runs)
+  driver.popen.send_signal(signal.SIGINT)
+  time.sleep(0.8)
+  driver.popen.send_signal(signal.SIGHUP)
+  code, output = driver.finish()
+  assert code == 130, output
+  stopped = [run for run in runs if run.logdir.exists()]
+  assert len(stopped) == 2
+  for run in stopped:
+    assert checkpoints.load(run.logdir / 'variables.pkl')['step'] > 3
+
+
+def test_runs_of_a_driver_that_was_killed_are_waited_for(tmp_path, runs):
+  driver = Driver(tmp_path, pause=0.3)
+  wait_until_runs_count(driver, runs)
+  children = driver.children()
+  driver.popen.kill()
+  driver.popen.communicate()
+  assert set(children) <= set(running.processes())
+  code, output = Driver(tmp_path, jobs=2).finish()
+  assert code == 0, output
+  assert output.count('waits    for ') == 2
+  assert f'of process {children[0]} on ' in output
+  assert all(map(keeping.complete, runs))
+  for run in runs:
+    assert (run.logdir / 'output.txt').read_text() == 'from 0\n'
 
 
 def test_job_arrays_of_the_page_run_sources_first(tmp_path, runs):
