@@ -98,6 +98,9 @@ class Run:
     self._batch = None
     if saved:
       self._restore_collector(saved)
+    elif not self._history.new:
+      # The episodes that are there, without a checkpoint, do not come again.
+      self._agent.random.calls[True] += self._collector.skip(team.size)
 
     self._logger = stack.enter_context(contextlib.closing(
         logs.Logger(config.logdir) if team.chief else logs.NoLogger()))

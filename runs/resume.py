@@ -42,6 +42,7 @@ class History:
     saved = None
     if self._team.chief:
       values = {} if self.new else saved_config(self.logdir)
+      self._check_run(values)
       if values and 'run' not in self.logdir.read_config():
         terminal.warn(
             f'{self.logdir.config} is lost or damaged: it is made again from '
@@ -65,6 +66,10 @@ class History:
     self._team.wait()  # Until all have read what a new run starts from.
     if self.new:
       self._lock()
+      if self._team.chief and begun(self.logdir):
+        raise terminal.UserError(
+            f'another run began in {self.logdir} at the same time: start this '
+            'one again to continue it, or give it another --logdir.')
 
   def begin(self, agent, fresh):
     """Writes down what runs here, when all parts of the run are there.
@@ -157,6 +162,32 @@ class History:
     if self._team.chief:
       self._stack.enter_context(self.logdir.lock())
 
+  def _check_run(self, saved):
+    """Refuses a directory that only looks as if its run could go on.
+
+    A run writes a checkpoint before its first episode, so one with episodes
+    alone has lost it.
+    """
+    file = self.logdir.checkpoint
+    if self.new or file.exists() or checkpoints.previous(file).exists():
+      return
+    if 'run' not in saved:
+      if saved and 'script' not in saved:
+        raise terminal.UserError(
+            f'{self.logdir.config} is not of this program: move it away, or '
+            'choose another --logdir.')
+      return
+    if not has_episodes(self.logdir):
+      return
+    if not self._config.allow_changes:
+      raise terminal.UserError(
+          f'{self.logdir} holds the episodes of a run, but no checkpoint '
+          f'({file.name}): put it back, give --allow_changes True to learn '
+          'anew from these episodes, or another --logdir.')
+    terminal.warn(
+        f'{file} is lost: an agent that has learned nothing goes on with the '
+        'episodes.')
+
   def _check_flags(self, saved):
     if not saved or self._config.allow_changes:
       return
@@ -236,8 +267,12 @@ def former_steps(saved, config, learned):
 def begun(logdir):
   """Whether a log directory holds a run, however little of it."""
   with files.writing(logdir):
-    return logdir.config.exists() or (
-        logdir.episodes.is_dir() and any(logdir.episodes.iterdir()))
+    return logdir.config.exists() or has_episodes(logdir)
+
+
+def has_episodes(logdir):
+  """Whether a log directory has files of episodes."""
+  return logdir.episodes.is_dir() and any(logdir.episodes.iterdir())
 
 
 def saved_config(logdir):

@@ -11,7 +11,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 import traceback
@@ -294,7 +293,7 @@ class _Process(_Remote):
   def __init__(self):
     ours, theirs = socket.socketpair()
     # The output of libraries, which is shown after a crash.
-    self._output = tempfile.TemporaryFile(buffering=0)
+    self._output = terminal.unseen_file()
     with theirs:
       self._process = subprocess.Popen(
           [sys.executable, '-c', _BOOT, str(files.ROOT), str(theirs.fileno())],

@@ -4,6 +4,7 @@ import contextlib
 import json
 import shutil
 
+import numpy as np
 import pytest
 
 from common import options, terminal
@@ -180,6 +181,50 @@ def test_lost_or_odd_config_is_made_again(damage, stopped, copy, capfd):
       json.loads((logdir / 'config.json').read_text())
       for logdir in (stopped, copy))
   assert {**one, 'logdir': 0} == {**two, 'logdir': 0}
+
+
+def test_a_checkpoint_that_is_lost_is_told(copy, capfd):
+  """An agent that has learned nothing does not pass for the trained one."""
+  for name in ('variables.pkl', 'variables.prev.pkl'):
+    (copy / name).unlink(missing_ok=True)
+  before = running.content(copy)
+  assert running.run(copy) == 2
+  error, = capfd.readouterr().err.splitlines()
+  assert f'{copy} holds the episodes of a run, but no checkpoint' in error
+  assert '--allow_changes True' in error
+  assert running.content(copy) == before
+  old, = (np.load(path) for path in (copy / 'episodes').iterdir())
+  go_on(copy, DECISIONS, prefill=400, allow_changes=True)
+  warning, = capfd.readouterr().err.splitlines()
+  assert 'an agent that has learned nothing goes on' in warning
+  new = np.load(copy / 'episodes' / running.episodes(copy)[1])
+  assert not np.array_equal(old['action'], new['action'])
+  assert not np.array_equal(old['image'][0], new['image'][0])
+  go_on(copy, prefill=400)
+
+
+def test_a_config_of_another_program_stays(tmp_path, capfd):
+  (tmp_path / 'config.json').write_text('{"model": "bert"}')
+  before = running.content(tmp_path)
+  assert running.run(tmp_path) == 2
+  error, = capfd.readouterr().err.splitlines()
+  assert f'{tmp_path}/config.json is not of this program' in error
+  assert running.content(tmp_path) == before
+
+
+def test_two_starts_of_one_new_run(copy, tmp_path):
+  """The second has found nothing there, and takes the directory afterwards."""
+  logdir = tmp_path / 'new'
+  config = dreamer.define_config().parse(running.flags(logdir))
+  with contextlib.ExitStack() as stack:
+    history = resume.History(
+        config, dreamer.Dreamer, devices.Team(config.batch_size), stack)
+    assert history.new
+    copy.rename(logdir)
+    before = running.content(logdir)
+    with pytest.raises(terminal.UserError, match='another run began in .*new'):
+      history.open()
+    assert running.content(logdir) == before
 
 
 def test_episodes_that_are_missing_are_named(copy, capfd):
