@@ -347,6 +347,9 @@ class Pixels(gym.Wrapper):
     _, reward, terminated, truncated, _ = self.env.step(action)
     info = {'discount': 0.0 if terminated else 1.0}
     reward = float(reward)
+    if abs(reward) > float(np.finfo(np.float32).max):
+      raise FloatingPointError(
+          f'the environment gave a reward that 32 bits do not hold: {reward}')
     return self._observe(reward), reward, terminated, truncated, info
 
   def _observe(self, reward):

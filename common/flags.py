@@ -169,6 +169,12 @@ class Flag:
       raise terminal.UserError(
           f'--{self.name} {path}: there is no such user; write the whole '
           'path.') from None
+    try:
+      str(path).encode()
+    except UnicodeEncodeError:
+      raise terminal.UserError(
+          f'--{self.name} {ascii(str(path))}: the name is not in UTF-8, which '
+          'TensorFlow needs: rename it.') from None
     for part in path.parts:
       if len(part.encode(errors='surrogateescape')) > 255:
         raise terminal.UserError(

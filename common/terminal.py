@@ -116,7 +116,7 @@ def silence():
   saved = [os.dup(1), os.dup(2)]
   outer = dict(_shown)
   _shown.update({**dict(zip((sys.stdout, sys.stderr), saved)), **outer})
-  with tempfile.TemporaryFile() as hidden:
+  with unseen_file() as hidden:
     os.dup2(hidden.fileno(), 1)
     os.dup2(hidden.fileno(), 2)
     try:
@@ -135,6 +135,14 @@ def silence():
       for number, copy in enumerate(saved, start=1):
         os.dup2(copy, number)
         os.close(copy)
+
+
+def unseen_file():
+  """A file without a name, in memory where no directory takes one."""
+  try:
+    return tempfile.TemporaryFile(buffering=0)
+  except OSError:  # The disk is full, or all of it is read only.
+    return open(os.memfd_create('output'), 'w+b', buffering=0)
 
 
 def _flush():

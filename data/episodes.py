@@ -5,9 +5,11 @@ it and it has no reward. Entry t of `action` led to image t. Files are named
 `{time}-{uuid}-{records}.npz`, where the last number is T.
 """
 
+import errno
 import os
 import pathlib
 import re
+import time
 
 import numpy as np
 
@@ -19,6 +21,11 @@ NAME = re.compile(
 DIMENSIONS = {'image': 4, 'action': 2, 'reward': 1, 'discount': 1}
 KEYS = tuple(DIMENSIONS)
 _KNOWN = (*KEYS, 'task')
+# Errors of the system, not of a file, and seconds to wait after each of them.
+_PASSING = {
+    errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ENOMEM,
+    errno.EAGAIN, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.ENOTCONN}
+_PAUSES = 1, 4, 16, 0
 
 
 def load(path):
@@ -67,8 +74,9 @@ def read(path):
   """Arrays of an episode; a `ValueError` says what is wrong with the file."""
   match = NAME.fullmatch(path.name)
   try:
-    with np.load(path, allow_pickle=False) as file:
-      arrays = validated({key: file[key] for key in file if key in _KNOWN})
+    arrays = validated(_arrays(path, _KNOWN))
+  except terminal.UserError:
+    raise
   # What NumPy, zipfile and zlib raise for damaged files is not documented.
   except Exception as error:
     raise ValueError(reason(error)) from error
@@ -79,8 +87,27 @@ def read(path):
 
 def read_task(path):
   """Reads only the entry `task`, as `{'task': array}`, empty without it."""
-  with np.load(path, allow_pickle=False) as file:
-    return {key: file[key] for key in file if key == 'task'}
+  return _arrays(path, ['task'])
+
+
+def _arrays(path, keys):
+  """Arrays of a file; what may pass, as on a network, is waited for.
+
+  Raises:
+    UserError: It has not passed.
+  """
+  for seconds in _PAUSES:
+    try:
+      with np.load(path, allow_pickle=False) as file:
+        return {key: file[key] for key in file if key in keys}
+    except OSError as error:
+      if error.errno not in _PASSING:
+        raise
+      problem = error.strerror
+    time.sleep(seconds)
+  raise terminal.UserError(
+      f'{path} cannot be read: {problem}; the same command continues when it '
+      'can, or without it when it has been removed.')
 
 
 def validated(episode):

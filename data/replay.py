@@ -244,6 +244,8 @@ class Replay:
     """Reads only the task of an episode."""
     try:
       return self._task(episodes.read_task(self._directory / episode.name))
+    except terminal.UserError:
+      raise
     except Exception as error:  # As in `episodes.read`.
       self._reject(episode, error)
 
@@ -400,6 +402,7 @@ class _Decoded:
     self._scratch = None
     self._used = 0
     self._crowded = False
+    self._full = False
 
   def keep(self, content):
     """Array in memory, or offset in the scratch file, or None: no room."""
@@ -409,12 +412,14 @@ class _Decoded:
     offset = self._used
     # What the file system cannot do is done without.
     with contextlib.suppress(OSError):
+      if self._full:
+        raise OSError
       free = shutil.disk_usage(self._directory).free
       # Half of the disk is left to checkpoints and to the episodes themselves.
       if free - content.nbytes >= offset + content.nbytes:
         if not self._scratch:
           self._scratch = tempfile.TemporaryFile(dir=self._directory)
-        if os.pwrite(self._scratch.fileno(), content, offset) == content.nbytes:
+        if self._write(content, offset):
           self._used += content.nbytes
           return offset
     if not self._crowded:
@@ -422,6 +427,18 @@ class _Decoded:
       terminal.warn(
           f'No room beside {self._directory} for decoded episodes: some are '
           'decompressed for every batch, which is slow.')
+
+  def _write(self, content, offset):
+    """Whether it could be written; else its room is given to other files.
+
+    A quota may be used up long before the disk is.
+    """
+    with contextlib.suppress(OSError):
+      if os.pwrite(self._scratch.fileno(), content, offset) == content.nbytes:
+        return True
+    self._full = True
+    self._scratch.truncate(0)
+    return False
 
   def read(self, place, start, out):
     """Copies from time step `start` on into `out`; returns whether it could."""

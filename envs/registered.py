@@ -130,14 +130,15 @@ def _check_inside(env, task):
 
 
 def _check_reset(env, task):
-  try:
-    inspect.signature(env.reset).bind(seed=0)
-  except TypeError:
-    raise terminal.UserError(
-        f"task '{task}': reset() takes no seed, as in the old Gym API; "
-        'Gymnasium wants reset(self, *, seed=None, options=None)') from None
-  except ValueError:
-    pass  # A function in C, which says nothing of its arguments.
+  for name in ('seed', 'options'):
+    try:
+      inspect.signature(env.reset).bind(**{name: None})
+    except TypeError:
+      raise terminal.UserError(
+          f"task '{task}': reset() takes no {name}, as in the old Gym API; "
+          'Gymnasium wants reset(self, *, seed=None, options=None)') from None
+    except ValueError:
+      pass  # A function in C, which says nothing of its arguments.
 
 
 def tasks():

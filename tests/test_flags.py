@@ -246,6 +246,7 @@ def test_small_preset_keeps_what_is_published():
     (['--steps', 'nan'], "--steps takes a whole number, not 'nan'"),
     (['--logdir', ''], '--logdir needs a value.'),
     (['--freeze', '('], "--freeze '(' is not a regular expression: "),
+    (['--logdir', 'x/\udcff'], "--logdir 'x/\\udcff': the name is not in UTF"),
     (['--logdir', 'x/' + 'y' * 300 + '/z'], 'has 300 characters'),
     (['--model_lr', 'fast'], "--model_lr takes a number, not 'fast'"),
     (['--model_lr', '-1'], '--model_lr must be at least 0'),

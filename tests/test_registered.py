@@ -145,6 +145,11 @@ class NoSeed(Good):
     return np.zeros(1), {}
 
 
+class NoOptions(Good):
+  def reset(self, seed=None):
+    return np.zeros(1), {}
+
+
 class TwoRewards(Good):
   def step(self, action):
     return np.zeros(1), np.ones(2), False, False, {}
@@ -185,6 +190,7 @@ def test_arrays_of_one_number_are_numbers():
     ('BareReset', r'reset\(\) returned an array \[2\] of float64, as the old'),
     ('RegisteredBareReset-v0', r'reset\(\) returned an array \[2\]'),
     ('NoSeed', r'reset\(\) takes no seed, as in the old Gym API'),
+    ('NoOptions', r'reset\(\) takes no options, as in the old Gym API'),
     ('TwoRewards', r'returned an array \[2\] of float64 as reward, not a numb'),
     ('NoReward', r'returned None \(NoneType\) as reward, not a number'),
     ('WordAsEnd', r"returned 'no' \(str\) as terminated, not True or False"),

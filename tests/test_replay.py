@@ -668,6 +668,53 @@ def test_a_scratch_file_that_fails_is_done_without(
   assert_equal(make_replay(tmp_path, memory=0).sample(3), expected)
 
 
+def test_a_quota_that_is_used_up_is_left_to_the_episodes(
+    tmp_path, monkeypatch):
+  expected = make_replay(tmp_path, [20, 30, 5]).sample(3)
+  store = make_replay(tmp_path, memory=0)
+  assert_equal(store.sample(3), expected)
+  assert scratch(tmp_path) > 0
+  write, calls = os.pwrite, []
+  def fail(*_):
+    calls.append(1)
+    raise OSError(errno.EDQUOT, 'Disk quota exceeded')
+  monkeypatch.setattr(os, 'pwrite', fail)
+  store.add(make_episode(3, 20))
+  assert scratch(tmp_path) == 0  # What was there is given back.
+  monkeypatch.setattr(os, 'pwrite', write)
+  store.add(make_episode(4, 20))
+  assert scratch(tmp_path) == 0 and len(calls) == 1
+  assert_equal(store.sample(3), make_replay(tmp_path).sample(3))
+
+
+@pytest.mark.parametrize('times', [2, 9])
+@pytest.mark.parametrize('tasks', [None, ['a', 'b']])
+def test_errors_of_the_system_damage_no_episode(
+    tmp_path, monkeypatch, capsys, times, tasks):
+  """As of a network file system that is away for a while."""
+  paused, load, left = [], np.load, [times]
+  for number in range(4):
+    write = make_replay(tmp_path / 'a', tasks=tasks)
+    write.add(make_episode(number, 20, task=tasks and tasks[number % 2]))
+    write.close()
+  expected = make_replay(tmp_path / 'a', tasks=tasks).sample(3)
+
+  def flaky(*args, **kwargs):
+    left[0] -= 1
+    if left[0] >= 0:
+      raise OSError(errno.ESTALE, 'Stale file handle')
+    return load(*args, **kwargs)
+
+  monkeypatch.setattr(np, 'load', flaky)
+  monkeypatch.setattr(episodes.time, 'sleep', paused.append)
+  if times == 2:
+    assert_equal(make_replay(tmp_path / 'a', tasks=tasks).sample(3), expected)
+    assert paused == [1, 4] and not warnings(capsys)
+  else:
+    with pytest.raises(terminal.UserError, match='cannot be read: Stale file'):
+      make_replay(tmp_path / 'a', tasks=tasks).sample(3)
+
+
 def test_free_room_that_is_not_known(tmp_path, monkeypatch):
   expected = make_replay(tmp_path, [20, 30, 5]).sample(3)
   def fail(path):

@@ -128,6 +128,25 @@ def test_silence_hides_what_libraries_write():
   assert done.stderr == ''
 
 
+def test_silence_needs_no_directory_to_write_to():
+  """A full disk, or one that is read only, is told elsewhere."""
+  done = run('''
+      import os, tempfile
+      def refuse(*args, **kwargs):
+        raise FileNotFoundError(2, 'No usable temporary directory found')
+      tempfile.TemporaryFile = refuse
+      with terminal.silence():
+        os.write(2, b'library')
+      try:
+        with terminal.silence():
+          os.write(2, b'the library says why. ')
+          raise RuntimeError('failed')
+      except RuntimeError:
+        print('after')''')
+  assert done.stdout == 'after\n'
+  assert done.stderr == 'the library says why. '
+
+
 def test_silence_shows_what_came_before_a_failure():
   done = run('''
       import os

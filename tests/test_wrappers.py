@@ -611,6 +611,18 @@ def test_bad_numbers_are_found_where_they_enter(make, task, name):
     env.step(np.zeros(2))
 
 
+@pytest.mark.parametrize('value, repeat', [(1e39, 1), (3e38, 2), (-1e39, 1)])
+def test_rewards_that_32_bits_do_not_hold_are_bad_numbers(
+    make, monkeypatch, value, repeat):
+  """Also where only their sum over the steps of an action is so large."""
+  env = make('test_wrappers:Toy', action_repeat=repeat)
+  env.reset(seed=0)
+  monkeypatch.setattr(
+      Toy, 'step', lambda self, action: (np.zeros(1), value, False, False, {}))
+  with pytest.raises(FloatingPointError, match='reward that 32 bits do not'):
+    env.step(np.zeros(2))
+
+
 @pytest.mark.parametrize('task', [
     'WrappersToy-v0', 'test_wrappers:WrappersToy-v0', 'test_wrappers:Toy'])
 def test_own_environments(make, task):
