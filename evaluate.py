@@ -128,7 +128,7 @@ def save_video(path, frames):
   except OSError as error:
     raise terminal.UserError(
         f'{path} cannot be written: {error.strerror}.') from None
-  part = f'the first {len(frames)}' if len(frames) == logs.FILM else len(frames)
+  part = f'the first {len(frames)}' if len(frames) == logs.FILM_FRAMES else len(frames)
   terminal.say(f'{path} shows the first episode, {part} pictures.')
 
 

@@ -56,7 +56,7 @@ def play(agent, task, seed, size=None):
   Yields:
     A pair of an episode, `image` [T, 64, 64, 3], `action` [T, A] (all of the
     agent's, as in training), `reward` [T], `discount` [T], and its pictures
-    [T, size, size, 3], `logs.FILM` at most, which are none after the first.
+    [T, size, size, 3], `logs.FILM_FRAMES` at most, which are none after the first.
 
   Raises:
     UserError: The agent gives other actions than the task takes.
@@ -103,7 +103,7 @@ def make_env(agent, task):
 class Camera:
   """An environment whose episodes are filmed, while `size` is not None.
 
-  Of each it has the first `logs.FILM` pictures.
+  Of each it has the first `logs.FILM_FRAMES` pictures.
   """
 
   def __init__(self, env, size):
@@ -122,7 +122,7 @@ class Camera:
   def _filmed(self, promise):
     def keep():
       result = promise()
-      if self.size and len(self.frames) < logs.FILM:
+      if self.size and len(self.frames) < logs.FILM_FRAMES:
         self.frames.append(self._env.render(self.size, self.size)())
       return result
     return keep

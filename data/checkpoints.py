@@ -215,11 +215,11 @@ def contents(path):
     Damaged: It is none of these.
     UserError: There is no such file, or it cannot be read.
   """
-  with _reading(path):
-    data = _read(path)
-    if not isinstance(data, (list, tuple)):
+  data = read(path)
+  if not isinstance(data, (list, tuple)):
+    with _reading(path):
       _check_format(data)
-    return data
+  return data
 
 
 def read(path):

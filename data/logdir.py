@@ -114,8 +114,8 @@ class Logdir:
     except BlockingIOError:
       file.close()
       raise terminal.UserError(
-          f'Another run (process {self.holder()}) uses {self.path}: wait for it, '
-          'stop it, or choose another --logdir.') from None
+          f'Another run (process {self.holder() or "unknown"}) uses {self.path}: '
+          'wait for it, stop it, or choose another --logdir.') from None
     except OSError as error:
       terminal.warn(
           f'{self.path} cannot be locked against other runs: {error}.')

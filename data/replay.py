@@ -412,11 +412,10 @@ class _Decoded:
     offset = self._used
     # What the file system cannot do is done without.
     with contextlib.suppress(OSError):
-      if self._full:
-        raise OSError
       free = shutil.disk_usage(self._directory).free
       # Half of the disk is left to checkpoints and to the episodes themselves.
-      if free - content.nbytes >= offset + content.nbytes:
+      room = not self._full and free - content.nbytes >= offset + content.nbytes
+      if room:
         if not self._scratch:
           self._scratch = tempfile.TemporaryFile(dir=self._directory)
         if self._write(content, offset):

@@ -155,7 +155,7 @@ def work(runs, config, title, table=()):
           'command makes it anew.')
   total = len(waiting) + len(done)
   say_complete(runs, waiting)
-  going, told, failed, came, status = {}, set(), [], [], 0
+  going, told, failed, came, status = {}, [], [], [], 0
   progress = Progress(waiting, title)
   with Logdir(config.logdir).lock(), signals.handled(
       ENDING, came.append, ignorable=ENDING):
@@ -164,14 +164,15 @@ def work(runs, config, title, table=()):
         elsewhere = {
             run: holder for run in waiting
             for holder in [Logdir(run.logdir).holder()] if holder}
-        for run in elsewhere.keys() - told:
-          told.add(run)
+        for run in [run for run in elsewhere if run not in told]:
+          told.append(run)
           terminal.say(f'waits    for {run.name}, of process {elsewhere[run]}')
-        for run in told - elsewhere.keys():
+        for run in [run for run in told if run not in elsewhere]:
           told.remove(run)
           if keeping.complete(run):
             waiting.remove(run)
             done |= keep([run])
+            terminal.say(f'done     {run.name}; {total - len(done)} remain')
         ready = [
             run for run in waiting
             if run not in elsewhere and done.issuperset(run.after)]

@@ -27,8 +27,9 @@ TWICE = {121: {}, 123: dict(collect_short=75)}
 # Methods before the reward models that meta-model transfer needs, and after.
 FIRST = 'full', f'fractional-{second.FACTOR}'
 LAST = (
-    *(f'meta-{form}' for form in second.FORMS), 'fractional-0.0',
-    'fractional-0.5')
+    *(f'meta-{form}' for form in second.FORMS),
+    *(f'fractional-{factor}' for factor in second.FACTORS
+      if factor != second.FACTOR))
 # The whole agent is copied.
 WHOLE = dict(second.FULL, reset='')
 

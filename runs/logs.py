@@ -17,7 +17,7 @@ from data.logdir import Logdir
 
 # Frames of a film at most. An episode may have 27,000, which would take
 # gigabytes to hold and to encode.
-FILM = 2000
+FILM_FRAMES = 2000
 
 # Values of losses that no model can go below: -log N(x | x, 1) of all numbers
 # of an image, and of a reward.
@@ -130,8 +130,8 @@ class Logger:
           tf.summary.scalar(tag, shown, description=description)
 
   def video(self, step, tag, frames, fps=20):
-    """An animated image of the first `FILM` frames `[T, H, W, 3]` uint8."""
-    frames = frames[:FILM]
+    """An animated image of the first `FILM_FRAMES` frames `[T, H, W, 3]` uint8."""
+    frames = frames[:FILM_FRAMES]
     summary = tf.compat.v1.Summary()
     image = summary.value.add(tag=tag).image
     image.height, image.width = frames.shape[1:3]

@@ -183,6 +183,12 @@ def test_findings_stand_in_the_page():
     assert finding_words(row) in page
     before = earlier[row['task'], row['method']]
     assert row['finding'] == before['finding']  # As the page says.
+  words = [
+      '{:.2f} [{:.2f}, {:.2f}]'.format(*(
+          float(row[f'area_ratio{end}']) for end in ('', '_low', '_high')))
+      for study in ({(row['task'], row['method']): row for row in rows}, earlier)
+      for row in [study[second.PENDULUM, 'full']]]
+  assert f'its area ratio is {words[0]}, and was {words[1]}.' in page
   *most, last = [
       f'{float(earlier[task, "full"]["area_ratio"]):.2f}'
       for task in second.TARGETS]

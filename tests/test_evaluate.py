@@ -162,7 +162,7 @@ class TestEvaluate:
 
   def test_film_of_a_long_episode_is_its_beginning(
       self, run, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(logs, 'FILM', 20)
+    monkeypatch.setattr(logs, 'FILM_FRAMES', 20)
     film = tmp_path / 'film.gif'
     evaluate.main([
         '--from', str(run), '--episodes', '1', '--size', '32', '--video',

@@ -15,6 +15,7 @@ import pytest
 
 from common import terminal
 from common.backend import tf
+import running
 from runs import logs
 
 
@@ -133,8 +134,10 @@ class TestGif:
 
   def test_a_film_is_the_beginning_of_a_long_episode(
       self, tmp_path, monkeypatch):
+    page = ' '.join((running.ROOT / 'docs/agents.md').read_text().split())
+    assert f'the first {logs.FILM_FRAMES:,} images of an episode' in page
     sizes = []
-    monkeypatch.setattr(logs, 'FILM', 5)
+    monkeypatch.setattr(logs, 'FILM_FRAMES', 5)
     monkeypatch.setattr(
         logs, 'gif', lambda frames, fps: sizes.append(len(frames)) or b'')
     with contextlib.closing(logs.Logger(tmp_path)) as logger:

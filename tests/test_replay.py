@@ -713,6 +713,8 @@ def test_errors_of_the_system_damage_no_episode(
   else:
     with pytest.raises(terminal.UserError, match='cannot be read: Stale file'):
       make_replay(tmp_path / 'a', tasks=tasks).sample(3)
+    page = ' '.join((ROOT / 'docs/log_directory.md').read_text().split())
+    assert f'is tried again for {sum(paused)} seconds' in page
 
 
 def test_free_room_that_is_not_known(tmp_path, monkeypatch):
